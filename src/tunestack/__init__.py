@@ -1,0 +1,1 @@
+"""tunestack: which model and which fine-tuning method should I ship?"""

@@ -1,0 +1,117 @@
+"""What a user asks for, as validated settings. Field names are the field's own (PEFT's, Trainer's)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Settings(BaseModel):
+    """Base of all settings: unknown fields are refused, nothing is silently ignored."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class DataConfig(Settings):
+    """Where the labelled text is and how it is split."""
+
+    train: str
+    """A CSV, TSV, JSON, JSONL or Parquet file, a folder with files named by split, or a Hub dataset id."""
+    validation: str | None = None
+    """A file of its own for validation. Without one, `train` is split (or the dataset's own split is used)."""
+    test: str | None = None
+    """A file of its own for the final test."""
+    subset: str | None = None
+    """The Hub dataset's configuration name."""
+    text: str = "text"
+    """The column with the text."""
+    text_pair: str | None = None
+    """The column with the second text, for sentence pairs."""
+    label: str = "label"
+    """The column with the label: names or ids."""
+    labels: dict[str, str] | list[str] | None = None
+    """Label names in id order, or a mapping from the values in the file to names."""
+    positive_label: str | None = None
+    """With two classes: which one precision, recall and F1 are about. Default: the second."""
+    train_size: float = Field(default=0.8, gt=0, lt=1)
+    """The share of rows to train on, where we split ourselves."""
+    seed: int = 42
+    """The seed of that split."""
+    group_duplicates: bool = True
+    """Keep identical texts on one side of a split that we make ourselves."""
+
+
+class TrainingConfig(Settings):
+    """How a trial trains. The defaults are those of the comparison on disaster tweets."""
+
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """Peak learning rate of AdamW."""
+    epochs: float = Field(default=5, gt=0)
+    """Passes over the training data."""
+    batch_size: int = Field(default=8, ge=1)
+    """Rows a step, of each trial."""
+    weight_decay: float = Field(default=0.001, ge=0)
+    """Decoupled weight decay; biases and norms are left out, as transformers' Trainer does."""
+    max_grad_norm: float = Field(default=0.3, ge=0)
+    """Each trial's gradient is clipped to this norm; 0 switches clipping off."""
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = "constant"
+    """The schedule after warm-up."""
+    warmup_ratio: float = Field(default=0.0, ge=0, lt=1)
+    """The share of steps in which the rate rises linearly from 0."""
+    max_length: int = Field(default=512, ge=4)
+    """Longest input in tokens; longer ones are cut, and the report says how many."""
+    class_weights: Literal["balanced"] | list[float] | None = "balanced"
+    """Weights of the cross-entropy a class: balanced as scikit-learn does it, given in id order, or none."""
+    early_stopping_patience: int | None = Field(default=None, ge=1)
+    """Stop after this many evaluations without a better validation metric."""
+    base_dropout: bool = False
+    """Whether the frozen base's own dropout is active in training."""
+
+
+class MethodConfig(Settings):
+    """One entry of `methods`: a name, its own fields, and what it trains with differently."""
+
+    method: str
+    """The registered name: lora, full, linear-probe, tfidf, majority, ..."""
+    name: str | None = None
+    """How the report calls it; default: the method and what sets it apart."""
+    config: dict[str, Any] = {}
+    """The method's own fields (PEFT's names: r, lora_alpha, target_modules, ...)."""
+    training: dict[str, Any] = {}
+    """Training fields that differ for this method."""
+    grid: dict[str, list[Any]] = {}
+    """Fields (of the method or of training) with several values each: one candidate for every combination."""
+
+
+class BaseConfig(Settings):
+    """A frozen pretrained model."""
+
+    model: str
+    """Hub id, local folder, packaged:NAME, or random:CONFIG.json."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """What the frozen base computes in; auto: bfloat16 where the hardware is fast at it, else float32."""
+    device_map: str | None = None
+    """A device (cpu, cuda, cuda:1, mps) or accelerate's auto; default: the fastest one found."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    trust_remote_code: bool = False
+    """Run modelling code that comes with this base. Off unless you trust it by name."""
+    revision: str | None = None
+    """Hub revision."""
+
+
+class CompareConfig(Settings):
+    """A comparison: every base with every method with every seed, on one task."""
+
+    data: DataConfig
+    bases: list[BaseConfig] = []
+    methods: list[MethodConfig] = Field(min_length=1)
+    training: TrainingConfig = TrainingConfig()
+    seeds: list[int] = Field(default=[1, 2, 3], min_length=1)
+    metric: str = "f1"
+    """What candidates are chosen by, on validation: f1 (macro beyond two classes), accuracy, mcc, ..."""
+    slots: int | None = Field(default=None, ge=1)
+    """How many trials train together at most; default: all that fit."""
+    output: str = "runs/comparison"
+    """The run folder."""

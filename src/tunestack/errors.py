@@ -1,0 +1,79 @@
+"""What goes wrong on the user's side: every error says what was expected, what was found, how to fix it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with what the user gave.
+
+    where: the place, in the user's words (``data.text``, ``tweets.csv line 12``).
+    """
+
+    where: str
+    expected: str
+    found: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: expected {self.expected}, found {self.found}. {self.fix}"
+
+
+class UserError(Exception):
+    """Input that cannot work. Carries every `Problem` found, raised before anything expensive starts.
+
+    The command line prints the problems and exits with code 2.
+    """
+
+    def __init__(self, *problems: Problem) -> None:
+        self.problems = problems
+        super().__init__("\n".join(str(problem) for problem in problems))
+
+
+class Problems:
+    """Collects problems, so that a user sees all of them at once.
+
+    >>> problems = Problems()
+    >>> problems.add("seeds", expected="at least 1", found="0", fix="Give a positive number.")
+    >>> problems.raise_if_any()
+    Traceback (most recent call last):
+    ...
+    tunestack.errors.UserError: seeds: expected at least 1, found 0. Give a positive number.
+    """
+
+    def __init__(self) -> None:
+        self._problems: list[Problem] = []
+
+    def add(self, where: str, *, expected: str, found: str, fix: str) -> None:
+        """Note one problem."""
+        self._problems.append(Problem(where, expected, found, fix))
+
+    def extend(self, error: UserError) -> None:
+        """Take over the problems of an error that was caught."""
+        self._problems.extend(error.problems)
+
+    def __bool__(self) -> bool:
+        return bool(self._problems)
+
+    def raise_if_any(self) -> None:
+        """Raise one `UserError` with all the problems noted so far, if there are any."""
+        if self._problems:
+            raise UserError(*self._problems)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Name the nearest known names, or all of them when none is near.
+
+    >>> did_you_mean("texts", ["text", "target"])
+    "Did you mean 'text'? Known: target, text."
+    """
+    names = sorted(set(known))
+    if not names:
+        return "None is known."
+    near = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
+    hint = "Did you mean " + " or ".join(repr(candidate) for candidate in near) + "? " if near else ""
+    return f"{hint}Known: {', '.join(names)}."

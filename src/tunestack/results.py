@@ -1,0 +1,183 @@
+"""The schema of `results.json`: all that a comparison found out. The report reads this and nothing else.
+
+Paths are relative to the run folder. Times are in seconds, sizes in bytes. A metric's value lies in
+``metrics[name]`` under scikit-learn's name for it (``f1``, ``accuracy``, ``precision``, ``recall``,
+``mcc``, ``roc_auc``; ``f1_macro``, ``f1_micro`` and so on beyond two classes).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from tunestack.files import write_text
+
+SCHEMA_VERSION = 1
+
+
+class Record(BaseModel):
+    """Base of every record: unknown fields are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Interval(Record):
+    """A confidence interval; `level` is its coverage, 0.95 unless said otherwise."""
+
+    low: float
+    high: float
+    level: float = 0.95
+
+
+class Summary(Record):
+    """One metric of one candidate over its seeds: mean, standard deviation over seeds, interval of the mean."""
+
+    mean: float
+    std: float
+    interval: Interval
+
+
+class CurvePoint(Record):
+    """One evaluation during training: mean training loss since the last one, validation metrics and loss."""
+
+    epoch: float
+    step: int
+    train_loss: float
+    validation_loss: float | None = None
+    metrics: dict[str, float]
+
+
+class SplitScores(Record):
+    """One trained model on one split. `confusion[i][j]`: examples of class i predicted as j."""
+
+    metrics: dict[str, float]
+    confusion: list[list[int]]
+    predictions_path: str
+
+
+class SeedResult(Record):
+    """One trial: one candidate with one seed.
+
+    best_epoch: the epoch whose weights were kept (None for a candidate that has no epochs).
+    stacked_seconds: wall seconds from this trial's first step to its last, in the company it had (its
+    costs alone are in `Costs`). `failure`: why it did not finish, else None.
+    adapter_path: folder of the saved adapter, model or baseline; None if it failed.
+    """
+
+    seed: int
+    validation: SplitScores | None = None
+    test: SplitScores | None = None
+    best_epoch: float | None = None
+    curves: list[CurvePoint] = []
+    stacked_seconds: float | None = None
+    adapter_path: str | None = None
+    failure: str | None = None
+
+
+class Costs(Record):
+    """What one run of this candidate alone costs, measured in a process of its own.
+
+    train_seconds: seconds a step, measured, times the steps of the whole run.
+    peak_memory_bytes: device memory on an accelerator, else the process's peak resident memory.
+    adapter_bytes: what is stored on disk for one trained trial, head included.
+    """
+
+    train_seconds: float | None = None
+    seconds_per_step: float | None = None
+    peak_memory_bytes: int | None = None
+    trainable_parameters: int | None = None
+    total_parameters: int | None = None
+    adapter_bytes: int | None = None
+    inference_examples_per_second: float | None = None
+
+
+class Comparison(Record):
+    """A candidate against the best one, paired on the same validation examples.
+
+    difference: best minus this, in the comparison's metric, with its interval; `p_value` of the paired
+    bootstrap for F1-like metrics or McNemar's test for accuracy; `p_value_corrected` after Holm.
+    """
+
+    best: str
+    difference: float
+    interval: Interval
+    test: Literal["paired bootstrap", "McNemar"]
+    p_value: float
+    p_value_corrected: float
+    significant: bool
+
+
+class Candidate(Record):
+    """One base x method x hyper-parameters, with all its seeds.
+
+    name: unique in the run. base: None for a candidate that needs none (majority, tfidf).
+    kind: "baseline" trains no transformer. comparison: None for the best candidate and for one that failed.
+    """
+
+    name: str
+    base: str | None
+    method: str
+    kind: Literal["method", "baseline"]
+    hyperparameters: dict[str, Any]
+    seeds: list[SeedResult]
+    validation: dict[str, Summary] = {}
+    test: dict[str, Summary] = {}
+    costs: Costs = Costs()
+    comparison: Comparison | None = None
+
+
+class Verdict(Record):
+    """What to ship.
+
+    sentence: for people. best: highest on validation. ship: the one to ship (equal to `best` when it wins
+    clearly, else the cheapest that is not clearly worse). clear: whether `best` beats every other one.
+    """
+
+    sentence: str
+    best: str
+    ship: str
+    clear: bool
+
+
+class DataSummary(Record):
+    """The data: rows a split, label names in id order, rows per label a split, warnings for the reader."""
+
+    source: str
+    rows: dict[str, int]
+    label_names: list[str]
+    label_counts: dict[str, list[int]]
+    warnings: list[str]
+
+
+class HardExample(Record):
+    """A validation example that every candidate (majority aside) gets wrong with every seed."""
+
+    row: int
+    text: str
+    label: str
+    predicted: str
+
+
+class Results(Record):
+    """A whole comparison, as `results.json` holds it."""
+
+    schema_version: int = SCHEMA_VERSION
+    created: str
+    metric: str
+    data: DataSummary
+    candidates: list[Candidate]
+    verdict: Verdict | None
+    hard_examples: list[HardExample] = []
+    environment: dict[str, str]
+    config: dict[str, Any]
+
+    def save(self, path: Path) -> None:
+        """Write atomically as JSON."""
+        write_text(path, self.model_dump_json(indent=2))
+
+    @classmethod
+    def load(cls, path: Path) -> Results:
+        """Read `results.json`. Raises pydantic's ValidationError if it is of another schema."""
+        return cls.model_validate_json(path.read_text(encoding="utf-8"))
