@@ -19,7 +19,7 @@ class DataConfig(Settings):
     train: str
     """A CSV, TSV, JSON, JSONL or Parquet file, a folder with files named by split, or a Hub dataset id."""
     validation: str | None = None
-    """A file of its own for validation. Without one, `train` is split (or the dataset's own split is used)."""
+    """A file of its own for validation. Without one, `train` is split (or its own split is used)."""
     test: str | None = None
     """A file of its own for the final test."""
     subset: str | None = None

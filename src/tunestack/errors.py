@@ -74,6 +74,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     names = sorted(set(known))
     if not names:
         return "None is known."
-    near = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
+    near = difflib.get_close_matches(name, names, n=2, cutoff=0.6)
     hint = "Did you mean " + " or ".join(repr(candidate) for candidate in near) + "? " if near else ""
     return f"{hint}Known: {', '.join(names)}."

@@ -32,7 +32,7 @@ class Interval(Record):
 
 
 class Summary(Record):
-    """One metric of one candidate over its seeds: mean, standard deviation over seeds, interval of the mean."""
+    """One metric of one candidate: mean and standard deviation over seeds, interval of the mean."""
 
     mean: float
     std: float
