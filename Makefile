@@ -54,10 +54,11 @@ browser:
 	    || echo "It could not be installed: the tests that need a browser will be skipped."; \
 	fi
 
-# Pins that still fit are kept; remove requirements.lock first to take the newest of everything.
+# Pins that still fit are kept; remove requirements.lock first to take the newest of everything. hatchling
+# and editables are what builds the project.
 lock: | $(BIN)/python ## bring requirements.lock in line with pyproject.toml
 	$(PIP) install --quiet uv
-	printf 'torch==$(TORCH)\nhatchling\n' | $(BIN)/uv pip compile pyproject.toml - \
+	printf 'torch==$(TORCH)\nhatchling\neditables\n' | $(BIN)/uv pip compile pyproject.toml - \
 	  --universal --python-version 3.11 --fork-strategy fewest --extra demo --extra dev \
 	  --no-emit-package torch --custom-compile-command "make lock" --quiet --output-file requirements.lock
 

@@ -30,6 +30,7 @@ DIRECT = [
         *PROJECT["optional-dependencies"]["demo"],
         *PROJECT["optional-dependencies"]["dev"],
         *PYPROJECT["build-system"]["requires"],
+        "editables",  # hatchling asks for it when it builds an editable install
     )
 ]
 
