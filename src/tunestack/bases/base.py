@@ -1,0 +1,128 @@
+"""A base: a frozen pretrained model with its tokenizer, loaded once and shared by all trials on it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
+
+from tunestack.bases import attention
+from tunestack.bases.layout import LAYOUTS
+from tunestack.bases.sources import Source, load_tokenizer, resolve
+from tunestack.config import BaseConfig
+
+SPREAD = ("auto", "balanced", "sequential")
+"""Values of `device_map` that let accelerate spread a model over several devices."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class Base:
+    """A base, opened: config and tokenizer are there, weights come with `load_model`.
+
+    name: what the user called it; also what adapters record as their base.
+    device, dtype: where and in what the frozen weights compute.
+    """
+
+    name: str
+    settings: BaseConfig
+    source: Source
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    device: torch.device
+    dtype: torch.dtype
+
+    def model_config(self, num_labels: int, **fields: Any) -> PretrainedConfig:
+        """The config of a model for this many labels, padding token set."""
+        config = copy.deepcopy(self.config)
+        config.num_labels = num_labels
+        if getattr(config, "pad_token_id", None) is None:
+            config.pad_token_id = self.tokenizer.pad_token_id
+        for name, value in fields.items():
+            setattr(config, name, value)
+        return config
+
+    def load_model(
+        self,
+        auto_class: type[_BaseAutoModelClass],
+        config: PretrainedConfig,
+        dtype: torch.dtype | None = None,
+    ) -> LoadedModel:
+        """Load the weights in evaluation mode, with a fast attention where there is one.
+
+        dtype: default the base's own. Raises UserError where weights cannot be read.
+        """
+        model, missing = self.source.load_weights(auto_class, config, dtype or self.dtype, self.settings)
+        if self.settings.device_map not in SPREAD:
+            model.to(self.device)  # type: ignore[arg-type]
+        if self.device.type == "cpu" and model._supports_attention_backend:
+            model.set_attn_implementation(attention.register())
+        if self.settings.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.eval()
+        fresh = {name.rpartition(".")[0] for name in missing}
+        head = head_modules(model, self.config.model_type, fresh)
+        return LoadedModel(model, tuple(head), frozenset(head if self.source.random else fresh))
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with its weights.
+
+    head: modules that every method trains whole. fresh: modules without pretrained weights, which every
+    trial draws from its own seed.
+    """
+
+    model: PreTrainedModel
+    head: tuple[str, ...]
+    fresh: frozenset[str]
+
+
+def head_modules(model: nn.Module, model_type: str, fresh: Iterable[str] = ()) -> list[str]:
+    """Full names of the head's modules, and of others whose weights the checkpoint lacks."""
+    row = LAYOUTS.get(model_type)
+    wanted = row.head if row else ("classifier", "score")
+    named = [name for name, _ in model.named_modules() if name in wanted]
+    return named + sorted(
+        name for name in fresh if not any(name == head or name.startswith(f"{head}.") for head in named)
+    )
+
+
+def load_base(settings: BaseConfig) -> Base:
+    """Open a base: resolve where it is, read config and tokenizer, choose device and dtype.
+
+    Raises UserError: unknown packaged name, folder without a config, hub that cannot be reached.
+    """
+    source = resolve(settings)
+    config = source.load_config(settings)
+    tokenizer = load_tokenizer(source, config, settings)
+    device = choose_device(settings.device_map)
+    dtype = DTYPES.get(settings.dtype) or fast_dtype(device)
+    return Base(settings.model, settings, source, config, tokenizer, device, dtype)
+
+
+def choose_device(device_map: str | None) -> torch.device:
+    """The device named, or the fastest one found: an accelerator before the processor."""
+    if device_map and device_map not in SPREAD:
+        return torch.device(device_map)
+    accelerator = torch.accelerator.current_accelerator()
+    return accelerator if accelerator is not None else torch.device("cpu")
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the hardware multiplies it natively, else float32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    if device.type == "cpu":
+        native = (
+            getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+            or getattr(torch.cpu, "_is_amx_tile_supported", bool)()
+        )
+        return torch.bfloat16 if native else torch.float32
+    return torch.float32

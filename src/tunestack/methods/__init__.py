@@ -1,0 +1,1 @@
+"""Fine-tuning methods: one file a family, behind the seam in `base.py`."""

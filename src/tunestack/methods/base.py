@@ -1,0 +1,216 @@
+"""The seam of the methods: what a family tells the stack. A new family is one file and one registry line."""
+
+from __future__ import annotations
+
+import copy
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from peft import PeftConfig, TaskType
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tunestack.errors import Problem, Problems, UserError, did_you_mean
+from tunestack.files import replacing, write_text
+from tunestack.methods.sites import Copy, Host, stable_hash
+
+PEFT_PREFIX = "base_model.model."
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+@dataclass
+class Adapter:
+    """One trial's weights in a host, by the names that PEFT saves them under.
+
+    parameters: fp32, trained. no_decay: names that weight decay leaves alone (biases, norms).
+    """
+
+    parameters: dict[str, nn.Parameter] = field(default_factory=dict)
+    no_decay: set[str] = field(default_factory=set)
+
+    def add(self, name: str, parameter: nn.Parameter, decay: bool = True) -> None:
+        """Take in one parameter."""
+        self.parameters[name] = parameter
+        if not decay:
+            self.no_decay.add(name)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """A copy of the weights, as they are saved."""
+        return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over weights. Raises UserError where names or shapes differ."""
+        problems = Problems()
+        for name in sorted(set(tensors) ^ set(self.parameters)):
+            kind = "missing" if name in self.parameters else "not of this adapter"
+            problems.add(
+                "adapter weights",
+                expected=f"{len(self.parameters)} tensors",
+                found=f"{name} is {kind}",
+                fix="Use the base and the config that it was trained with.",
+            )
+        for name in set(tensors) & set(self.parameters):
+            ours, theirs = tuple(self.parameters[name].shape), tuple(tensors[name].shape)
+            if ours != theirs:
+                problems.add(
+                    name,
+                    expected=f"shape {ours}",
+                    found=f"shape {theirs}",
+                    fix="This adapter was trained on a base of other sizes.",
+                )
+        problems.raise_if_any()
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(tensors[name])
+
+
+class Method(ABC):
+    """A family of fine-tuning methods, configured by a PEFT config.
+
+    stacks: whether trials share a forward pass on one frozen base. Others run as a stack of one on a
+    model of their own.
+    """
+
+    name: ClassVar[str]
+    stacks: ClassVar[bool] = True
+    config_class: ClassVar[type[PeftConfig]]
+    training_defaults: ClassVar[dict[str, Any]] = {}
+
+    def make_config(self, fields: Mapping[str, Any], model_type: str, head: list[str]) -> PeftConfig:
+        """The method's config from the user's fields. Raises UserError for fields that it does not have.
+
+        model_type: the base's, for default target modules. head: modules that are trained whole.
+        """
+        known = [name for name in self.config_class.__dataclass_fields__ if name not in _NOT_FOR_USERS]
+        problems = Problems()
+        for unknown in sorted(set(fields) - set(known)):
+            problems.add(
+                f"{self.name}.{unknown}",
+                expected=f"a field of {self.config_class.__name__}",
+                found=repr(unknown),
+                fix=did_you_mean(unknown, known),
+            )
+        problems.raise_if_any()
+        values = {**self.defaults(model_type), **fields}
+        extra = [name for name in values.pop("modules_to_save", None) or [] if name not in head]
+        try:
+            values |= {"modules_to_save": head + extra, "task_type": TaskType.SEQ_CLS}
+            return self.config_class(**values)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                Problem(
+                    self.name, f"values that {self.config_class.__name__} takes", str(error), "Correct them."
+                )
+            ) from error
+
+    def defaults(self, model_type: str) -> dict[str, Any]:
+        """The fields that a user who gives none gets on this kind of base."""
+        return {}
+
+    @abstractmethod
+    def check(self, config: PeftConfig, model: nn.Module) -> None:
+        """Raise UserError for what cannot work on this model (which may be on the meta device)."""
+
+    @abstractmethod
+    def attach(self, config: PeftConfig, host: Host, slot: int, seed: int) -> Adapter:
+        """Place freshly initialised parts for `slot` into the host; the same seed gives the same weights."""
+
+    def save(self, folder: Path, config: PeftConfig, adapter: Adapter, host: Host, base: str) -> None:
+        """Write `adapter_config.json` and `adapter_model.safetensors`, head included, as PEFT does."""
+        config = copy.deepcopy(config)
+        config.inference_mode = True
+        config.base_model_name_or_path = base
+        folder.mkdir(parents=True, exist_ok=True)
+        values = {name: _jsonable(value) for name, value in config.to_dict().items()}
+        write_text(folder / ADAPTER_CONFIG, json.dumps(values, indent=2, sort_keys=True) + "\n")
+        with replacing(folder / ADAPTER_WEIGHTS) as path:
+            tensors = {name: tensor.cpu().contiguous() for name, tensor in adapter.tensors().items()}
+            save_file(tensors, path, metadata={"format": "pt"})
+
+    def read_config(self, folder: Path) -> PeftConfig:
+        """The config that `save` wrote."""
+        config: PeftConfig = self.config_class.from_pretrained(str(folder))
+        return config
+
+
+def _jsonable(value: Any) -> Any:
+    return sorted(value) if isinstance(value, set) else value
+
+
+_NOT_FOR_USERS = {
+    "peft_type",
+    "task_type",
+    "base_model_name_or_path",
+    "inference_mode",
+    "peft_version",
+    "auto_mapping",
+}
+
+
+def attach_copies(config: Any, host: Host, slot: int, seed: int, adapter: Adapter) -> None:
+    """Give the slot its own fp32 copies of the modules that `modules_to_save` names.
+
+    Modules without pretrained weights (heads) are drawn afresh from the seed, as transformers
+    initialises them; others start from their pretrained weights.
+    """
+    for wanted in config.modules_to_save or []:
+        for name, module in matching_modules(host, wanted):
+            own = copy.deepcopy(module).to(torch.float32).requires_grad_(True)
+            part = Copy(own, full_precision=name in host.head)
+            initialise_fresh(host, name, part.module, stable_hash(seed, name))
+            host.place(name, slot, part)
+            for path, parameter in part.module.named_parameters():
+                adapter.add(f"{PEFT_PREFIX}{name}.{path}", parameter, decay=decays(path, parameter))
+
+
+def matching_modules(host: Host, wanted: str) -> list[tuple[str, nn.Module]]:
+    """The modules that an entry of `modules_to_save` stands for, by PEFT's rule: a full name or its end."""
+    return [
+        (name, module)
+        for name, module in host.modules.items()
+        if name == wanted or name.endswith(f".{wanted}")
+    ]
+
+
+def decays(name: str, parameter: Tensor) -> bool:
+    """Whether weight decay applies: not to biases and norms (vectors), as transformers' Trainer has it."""
+    return parameter.ndim > 1 and not name.endswith("bias")
+
+
+def initialise_fresh(host: Host, name: str, module: nn.Module, seed: int) -> None:
+    """Draw what has no pretrained weights in `module` (called `name` in the host) from the seed.
+
+    As this architecture initialises it; on the processor, so that every device gets the same weights.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for path, inner in module.named_modules():
+            full = f"{name}.{path}".rstrip(".")
+            if not any(full == fresh or full.startswith(f"{fresh}.") for fresh in host.fresh):
+                continue
+            for parameter in inner.parameters(recurse=False):
+                device = parameter.device
+                parameter.data = parameter.data.cpu()
+                host.model._init_weights(inner)  # type: ignore[operator]
+                parameter.data = parameter.data.to(device)
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """The weights of a saved adapter. Raises UserError for a missing, damaged or pickled file."""
+    path = folder / ADAPTER_WEIGHTS
+    if not path.is_file():
+        pickled = [file.name for file in folder.glob("*.bin")]
+        found = f"{pickled[0]} (pickle, which can run code)" if pickled else "no such file"
+        raise UserError(Problem(str(path), "a safetensors file", found, "Save the adapter as safetensors."))
+    try:
+        return load_file(path)
+    except Exception as error:  # safetensors raises its own type for every kind of damage
+        raise UserError(
+            Problem(str(path), "a whole safetensors file", str(error), "The file is damaged: copy it again.")
+        ) from error

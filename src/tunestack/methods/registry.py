@@ -1,0 +1,17 @@
+"""All methods, by name. A new family is one file and one line here."""
+
+from __future__ import annotations
+
+from tunestack.errors import Problem, UserError, did_you_mean
+from tunestack.methods.base import Method
+from tunestack.methods.full import Full
+from tunestack.methods.lora import Lora
+
+METHODS: dict[str, Method] = {method.name: method for method in (Lora(), Full())}
+
+
+def find_method(name: str) -> Method:
+    """The method of that name. Raises UserError with the nearest names for an unknown one."""
+    if name not in METHODS:
+        raise UserError(Problem("method", "a known method", repr(name), did_you_mean(name, METHODS)))
+    return METHODS[name]

@@ -1,0 +1,211 @@
+"""Where adapters meet the base: rows know their slot, sites apply each slot's weights to its own rows.
+
+One batch holds the rows of all slots, slot after slot. The Hugging Face model runs unchanged on all of
+them; a `Site` takes over the forward of one of its modules and lets every slot's `Part` act there.
+Names of modules and parameters stay what they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Span:
+    """The rows [start, stop) of the present batch belong to one slot.
+
+    noise: a number that, with a site's name, decides this slot's dropout masks in this step; None in
+    evaluation, where nothing is dropped. It depends on the trial and its step alone, so a trial's masks
+    are the same in any company, after a resume, and in a recomputed forward.
+    """
+
+    slot: int
+    start: int
+    stop: int
+    noise: int | None = None
+
+
+class Rows:
+    """Which rows of the present batch belong to which slot; set before every forward."""
+
+    def __init__(self) -> None:
+        self.spans: tuple[Span, ...] = ()
+
+    def set(self, spans: Iterable[Span]) -> None:
+        """Say whose rows come next."""
+        self.spans = tuple(spans)
+
+
+def dropout(x: Tensor, p: float, span: Span, site: str) -> Tensor:
+    """Inverted dropout whose mask is a function of the slot's noise and the site: x m / (1 - p).
+
+    x: the slot's own rows, any shape. Returns x itself where nothing is to be dropped.
+    """
+    if span.noise is None or p == 0.0:
+        return x
+    return x * keep_mask(x, p, span.noise, site).mul_(1 / (1 - p))
+
+
+def keep_mask(x: Tensor, p: float, noise: int, site: str) -> Tensor:
+    """Ones where dropout keeps, zeros where it drops, in x's shape and dtype; p is met to 1 / 65,536."""
+    generator = torch.Generator(x.device).manual_seed(stable_hash(noise, site))
+    # 16 random bits an element, four elements a draw: several times faster than bernoulli_ on a CPU.
+    draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device)
+    draws.random_(-(2**63), None, generator=generator)
+    bits = draws.view(torch.int16)[: x.numel()].view(x.shape)
+    return (bits >= round(p * 65536) - 32768).to(x.dtype)
+
+
+def stable_hash(*values: object) -> int:
+    """A 63-bit number from values, the same in every process."""
+    digest = hashlib.blake2b(repr(values).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+class Part(nn.Module):
+    """One slot's weights at one site. A family overrides what it needs.
+
+    replaces: the part's output takes the place of the module's own, which is not computed for its rows.
+    """
+
+    replaces: ClassVar[bool] = False
+
+    @classmethod
+    def before(cls, x: Tensor, members: Sequence[Member]) -> Tensor:
+        """Change the module's input [rows, ..., features]; only the members' rows."""
+        return x
+
+    @classmethod
+    def after(cls, x: Tensor, y: Tensor, members: Sequence[Member]) -> Tensor:
+        """Change the module's output `y`, given its input `x`; only the members' rows. May write into y."""
+        return y
+
+
+@dataclass(frozen=True)
+class Member:
+    """A part that acts on the present batch, with its rows and its site's name."""
+
+    part: Any
+    span: Span
+    site: str
+
+
+class Site:
+    """One module of the base, its forward taken over by the parts that slots placed there."""
+
+    def __init__(self, name: str, module: nn.Module, rows: Rows) -> None:
+        self.name = name
+        self.module = module
+        self.rows = rows
+        self.parts: dict[int, list[Part]] = {}
+        self.original: Callable[..., Any] = module.forward
+        module.forward = self.forward
+
+    def close(self) -> None:
+        """Give the module its own forward back."""
+        del self.module.forward
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The module's forward with every slot's parts applied to its own rows."""
+        kinds: dict[type[Part], list[Member]] = {}
+        replaced = 0
+        for span in self.rows.spans:
+            for part in self.parts.get(span.slot, ()):
+                kinds.setdefault(type(part), []).append(Member(part, span, self.name))
+                replaced += part.replaces
+        for kind, members in kinds.items():
+            x = kind.before(x, members)
+        # Where every slot brings a module of its own, the base's is not needed.
+        y = x if replaced and replaced == len(self.rows.spans) else self.original(x, *args, **kwargs)
+        for kind, members in kinds.items():
+            y = kind.after(x, y, members)
+        return y
+
+
+class Host:
+    """A frozen model that adapters of many slots share.
+
+    model: the Hugging Face model, evaluation mode, no gradients of its own. head: names of its head's
+    modules. fresh: names of modules without pretrained weights. rows: set before a forward.
+    """
+
+    def __init__(self, model: nn.Module, head: Iterable[str] = (), fresh: Iterable[str] = ()) -> None:
+        self.model = model.requires_grad_(False)
+        self.head = frozenset(head)
+        self.fresh = frozenset(fresh)
+        self.rows = Rows()
+        self.sites: dict[str, Site] = {}
+        self.modules = dict(model.named_modules())
+
+    def place(self, name: str, slot: int, part: Part) -> None:
+        """Let `part` act for `slot` at the module called `name`."""
+        if name not in self.sites:
+            self.sites[name] = Site(name, self.modules[name], self.rows)
+        self.sites[name].parts.setdefault(slot, []).append(part)
+
+    def remove(self, slot: int) -> None:
+        """Take a slot's parts out everywhere; the base is then what it was before for that slot."""
+        for name, site in list(self.sites.items()):
+            site.parts.pop(slot, None)
+            if not site.parts:
+                site.close()
+                del self.sites[name]
+
+
+class Copy(Part):
+    """A slot's own copy of a whole module, in fp32: heads, and whatever `modules_to_save` names."""
+
+    replaces = True
+
+    def __init__(self, module: nn.Module, full_precision: bool) -> None:
+        super().__init__()
+        self.module = module
+        self.full_precision = full_precision
+
+    @classmethod
+    def after(cls, x: Tensor, y: Tensor, members: Sequence[Member]) -> Tensor:
+        """Each slot's rows through its own copy; heads return fp32, others what the base computes in."""
+        pieces = []
+        for member, part in ((member, member.part) for member in members):
+            rows = x[member.span.start : member.span.stop]
+            out = part.module(rows.float() if rows.is_floating_point() else rows)
+            pieces.append(out if part.full_precision else out.to(y.dtype))
+        return replace_rows(y, pieces, members)
+
+
+def replace_rows(y: Tensor, pieces: Sequence[Tensor], members: Sequence[Member]) -> Tensor:
+    """`y` with each member's rows exchanged for its piece."""
+    if len(pieces) == 1 and pieces[0].shape[0] == y.shape[0]:
+        return pieces[0]
+    parts, done = [], 0
+    for piece, member in zip(pieces, members, strict=True):
+        if member.span.start > done:
+            parts.append(y[done : member.span.start])
+        parts.append(piece)
+        done = member.span.stop
+    if done < y.shape[0]:
+        parts.append(y[done:])
+    return torch.cat(parts)
+
+
+class Dropout(Part):
+    """The base's own dropout, active for the slots that ask for it, with masks of their own."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    @classmethod
+    def after(cls, x: Tensor, y: Tensor, members: Sequence[Member]) -> Tensor:
+        """Drop in the members' rows, leave the others."""
+        pieces = [
+            dropout(y[member.span.start : member.span.stop], member.part.p, member.span, member.site)
+            for member in members
+        ]
+        return replace_rows(y, pieces, members)

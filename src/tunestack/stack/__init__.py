@@ -1,0 +1,1 @@
+"""Trials that share a frozen base, trained together: slots, the one training loop, checkpoints."""

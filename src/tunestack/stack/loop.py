@@ -1,0 +1,317 @@
+"""The training loop: one forward and one backward a step for all trials of a stack."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tunestack.bases import Base
+from tunestack.bases.base import LoadedModel
+from tunestack.data.batches import evaluation_batches
+from tunestack.data.encode import Encoded, IntArray, pad
+from tunestack.methods.base import Adapter
+from tunestack.methods.sites import Dropout, Host, Span
+from tunestack.results import CurvePoint
+from tunestack.stack.slot import Slot, Trial
+from tunestack.tasks.classification import FloatArray, SequenceClassification
+
+EVALUATION_TOKENS = 8192
+"""Padded tokens of one evaluation batch, all slots together."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a trial, for whoever shows progress.
+
+    steps: of how many. point: the evaluation, with kind "evaluated". message: with kind "failed".
+    """
+
+    kind: Literal["started", "step", "evaluated", "finished", "failed", "narrowed"]
+    key: str
+    step: int = 0
+    steps: int = 0
+    epoch: float = 0.0
+    loss: float | None = None
+    point: CurvePoint | None = None
+    message: str = ""
+
+
+Notify = Callable[[Event], None]
+
+
+@dataclass
+class Workload:
+    """What a stack works on: a base, a task, its splits (encoded once for each max_length) and the metric.
+
+    splits: columns `text`, `label` (see `tunestack.data`); train and validation at least.
+    """
+
+    base: Base
+    task: SequenceClassification
+    splits: Mapping[str, Any]
+    metric: str
+    _encoded: dict[tuple[str, int], Encoded] = field(default_factory=dict)
+
+    def encoded(self, split: str, max_length: int) -> Encoded:
+        """A split as token ids."""
+        key = (split, max_length)
+        if key not in self._encoded:
+            self._encoded[key] = self.task.encode(self.base, self.splits[split], max_length)
+        return self._encoded[key]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A trial that has ended. Its slot still holds the best weights until the next outcome is asked for."""
+
+    trial: Trial
+    slot: Slot
+    host: Host
+    probabilities: Mapping[str, FloatArray]
+    seconds: float
+    failure: str | None
+
+
+class Stack:
+    """Trials in training on one model.
+
+    width: how many slots take part in one forward; halved when memory does not suffice.
+    """
+
+    def __init__(self, work: Workload, loaded: LoadedModel, autocast: bool = False) -> None:
+        self.work = work
+        self.host = Host(loaded.model, loaded.head, loaded.fresh)
+        self.device = work.base.device
+        self.width: int | None = None
+        self._autocast = autocast and work.base.dtype != torch.float32
+        self._next_index = 0
+
+    def open(self, trial: Trial) -> Slot:
+        """Give a trial a slot."""
+        index, self._next_index = self._next_index, self._next_index + 1
+        adapter: Adapter = trial.method.attach(trial.config, self.host, index, trial.seed)
+        if trial.training.base_dropout:
+            for name, module in self.host.modules.items():
+                if isinstance(module, nn.Dropout) and module.p > 0:
+                    self.host.place(name, index, Dropout(module.p))
+        train = self.work.encoded("train", trial.training.max_length)
+        weights = self.work.task.class_weights(trial.training.class_weights, _labels(train), self.device)
+        return Slot(index, trial, adapter, train.lengths, weights)
+
+    def close(self, slot: Slot) -> None:
+        """Take a trial out; its neighbours do not notice."""
+        self.host.remove(slot.index)
+
+    def step(self, slots: Sequence[Slot], notify: Notify) -> None:
+        """One optimisation step of every slot given, in as few forwards as memory allows."""
+        todo = deque(slots)
+        while todo:
+            group = [todo.popleft() for _ in range(min(len(todo), self.width or len(todo)))]
+            try:
+                losses = self._backward(group)
+            except RuntimeError as error:
+                if not _out_of_memory(error) or len(group) == 1:
+                    raise
+                self.width = len(group) // 2
+                notify(
+                    Event(
+                        "narrowed", group[0].trial.key, message=f"out of memory: {self.width} slots at once"
+                    )
+                )
+                todo.extendleft(reversed(group))
+                continue
+            finally:
+                _forget_graph(self.host)
+            for slot, loss in zip(group, losses, strict=True):
+                slot.update(loss)
+
+    def _backward(self, slots: Sequence[Slot]) -> list[float]:
+        """Forward and backward of one batch of each slot; gradients lie in the slots' vectors."""
+        for slot in slots:
+            slot.grad.zero_()
+        chosen = [
+            (self.work.encoded("train", slot.trial.training.max_length), slot.next_batch()) for slot in slots
+        ]
+        spans = _spans(slots, [len(indices) for _, indices in chosen], training=True)
+        logits = self._forward(chosen, spans)
+        losses = []
+        for slot, span, (encoded, indices) in zip(slots, spans, chosen, strict=True):
+            labels = torch.from_numpy(_labels(encoded)[indices]).to(self.device)
+            losses.append(self.work.task.loss(logits[span.start : span.stop], labels, slot.class_weights))
+        total = torch.stack(losses)
+        total.sum().backward()
+        return [float(loss) for loss in total.detach().cpu()]
+
+    def _forward(self, chosen: Sequence[tuple[Encoded, IntArray]], spans: Sequence[Span]) -> Tensor:
+        tokenizer = self.work.base.tokenizer
+        batch = pad(chosen, tokenizer.pad_token_id, tokenizer.padding_side)
+        self.host.rows.set(spans)
+        with self._precision():
+            output = self.host.model(**{name: tensor.to(self.device) for name, tensor in batch.items()})
+        logits: Tensor = output.logits
+        return logits
+
+    def _precision(self) -> AbstractContextManager[object]:
+        """Mixed precision for models whose own weights train, in fp32; a frozen base has its own dtype."""
+        if self._autocast:
+            return torch.autocast(self.device.type, dtype=self.work.base.dtype)
+        return nullcontext()
+
+    @torch.inference_mode()
+    def logits(self, slots: Sequence[Slot], encoded: Encoded) -> Tensor:
+        """Every slot on every example: [slots, examples, classes] fp32, on the processor."""
+        results: Tensor | None = None
+        for indices in evaluation_batches(encoded.lengths, max(1, EVALUATION_TOKENS // len(slots))):
+            spans = _spans(slots, [len(indices)] * len(slots), training=False)
+            logits = self._forward([(encoded, indices)] * len(slots), spans).float().cpu()
+            if results is None:
+                results = torch.empty(len(slots), len(encoded), logits.shape[-1])
+            results[:, torch.from_numpy(indices.copy())] = logits.view(len(slots), len(indices), -1)
+        if results is None:
+            raise ValueError("an empty split cannot be evaluated")
+        return results
+
+    def evaluate(self, slots: Sequence[Slot], notify: Notify) -> None:
+        """Validate the slots given, in shared forwards, and record what they reached."""
+        by_length: dict[int, list[Slot]] = {}
+        for slot in slots:
+            by_length.setdefault(slot.trial.training.max_length, []).append(slot)
+        task = self.work.task
+        for max_length, group in by_length.items():
+            encoded = self.work.encoded("validation", max_length)
+            labels = _labels(encoded)
+            for slot, logits in zip(group, self.logits(group, encoded), strict=True):
+                weights = None if slot.class_weights is None else slot.class_weights.cpu()
+                loss = float(task.loss(logits, torch.from_numpy(labels), weights))
+                if not bool(torch.isfinite(logits).all()):
+                    slot.failure = f"the validation outputs are not finite after step {slot.progress.step}"
+                    continue
+                probabilities = task.probabilities(logits)
+                metrics = task.metrics(labels, probabilities)
+                point = slot.record(self.work.metric, metrics, loss, probabilities)
+                notify(_event("evaluated", slot, point=point))
+
+    def outcome(self, slot: Slot) -> Outcome:
+        """What a finished trial reached: best weights restored, probabilities on every split but train."""
+        probabilities: dict[str, FloatArray] = {}
+        if slot.failure is None and slot.best_probabilities is not None:
+            slot.restore_best()
+            probabilities["validation"] = slot.best_probabilities
+            if "test" in self.work.splits:
+                encoded = self.work.encoded("test", slot.trial.training.max_length)
+                probabilities["test"] = self.work.task.probabilities(self.logits([slot], encoded)[0])
+        return Outcome(slot.trial, slot, self.host, probabilities, slot.seconds(), slot.failure)
+
+
+def train(
+    work: Workload,
+    trials: Iterable[Trial],
+    slots: int,
+    notify: Notify,
+    checkpoints: Path | None = None,
+) -> Iterator[Outcome]:
+    """Train trials on one base, at most `slots` at a time; a slot that gets free is filled at once.
+
+    checkpoints: a folder that holds the state of every unfinished trial after each of its epochs, and
+    after an interruption; trials found there go on where they were. Yields each trial as it ends.
+    """
+    queue = deque(trials)
+    if any(not trial.method.stacks for trial in queue):
+        for trial in queue:
+            yield from _train_alone(work, trial, notify, checkpoints)
+        return
+    loaded = work.base.load_model(work.task.auto_class, work.task.model_config(work.base))
+    yield from _train_stack(Stack(work, loaded), queue, slots, notify, checkpoints)
+
+
+def _train_alone(work: Workload, trial: Trial, notify: Notify, checkpoints: Path | None) -> Iterator[Outcome]:
+    """A trial that cannot share a base: the same loop, a stack of one on a model of its own."""
+    config = work.task.model_config(work.base)
+    loaded = work.base.load_model(work.task.auto_class, config, torch.float32)
+    yield from _train_stack(Stack(work, loaded, autocast=True), deque([trial]), 1, notify, checkpoints)
+
+
+def _train_stack(
+    stack: Stack, queue: deque[Trial], slots: int, notify: Notify, checkpoints: Path | None
+) -> Iterator[Outcome]:
+    active: list[Slot] = []
+    try:
+        while queue or active:
+            while queue and len(active) < slots:
+                active.append(_start(stack, queue.popleft(), notify, checkpoints))
+            running = [slot for slot in active if not slot.finished]
+            stack.step(running, notify)
+            for slot in running:
+                notify(_event("step", slot))
+            due = [slot for slot in running if slot.failure is None and slot.evaluation_due]
+            if due:
+                stack.evaluate(due, notify)
+                _save(due, checkpoints)
+            for slot in [slot for slot in active if slot.finished]:
+                active.remove(slot)
+                notify(_event("failed" if slot.failure else "finished", slot))
+                yield stack.outcome(slot)
+                stack.close(slot)
+    except KeyboardInterrupt:
+        _save([slot for slot in active if slot.failure is None], checkpoints)
+        raise
+
+
+def _start(stack: Stack, trial: Trial, notify: Notify, checkpoints: Path | None) -> Slot:
+    slot = stack.open(trial)
+    if checkpoints is not None and (path := _checkpoint(checkpoints, slot)).exists():
+        slot.load(path)
+    notify(_event("started", slot))
+    return slot
+
+
+def _save(slots: Sequence[Slot], checkpoints: Path | None) -> None:
+    for slot in slots:
+        if checkpoints is not None:
+            slot.save(_checkpoint(checkpoints, slot))
+
+
+def _checkpoint(folder: Path, slot: Slot) -> Path:
+    return folder / f"{slot.trial.key}.safetensors"
+
+
+def _spans(slots: Sequence[Slot], rows: Sequence[int], training: bool) -> list[Span]:
+    ends = np.cumsum(rows).tolist()
+    return [
+        slot.span(stop - count, stop, training) for slot, stop, count in zip(slots, ends, rows, strict=True)
+    ]
+
+
+def _event(
+    kind: Literal["started", "step", "evaluated", "finished", "failed"],
+    slot: Slot,
+    point: CurvePoint | None = None,
+) -> Event:
+    progress = slot.progress
+    loss = progress.loss_sum / progress.loss_steps if progress.loss_steps else None
+    return Event(
+        kind, slot.trial.key, progress.step, slot.total_steps, slot.epoch, loss, point, slot.failure or ""
+    )
+
+
+def _labels(encoded: Encoded) -> IntArray:
+    if encoded.labels is None:
+        raise ValueError("this split has no labels")
+    return encoded.labels
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _forget_graph(host: Host) -> None:
+    """Rows of a batch that is over belong to nobody."""
+    host.rows.set(())

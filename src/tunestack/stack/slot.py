@@ -1,0 +1,252 @@
+"""A slot: one trial in training, with all of its state in flat fp32 vectors."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftConfig
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import get_scheduler
+
+from tunestack.config import TrainingConfig
+from tunestack.data.batches import epoch_batches
+from tunestack.data.encode import IntArray
+from tunestack.files import replacing
+from tunestack.methods.base import Adapter, Method
+from tunestack.methods.sites import Span, stable_hash
+from tunestack.results import CurvePoint
+from tunestack.tasks.classification import FloatArray
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One method with its hyper-parameters and a seed, to be trained on some base and task.
+
+    key: unique in a run and fit for a file name.
+    """
+
+    key: str
+    method: Method
+    config: PeftConfig
+    training: TrainingConfig
+    seed: int
+
+
+@dataclass
+class Progress:
+    """How far a trial is, and what it reached; all of it survives in a checkpoint."""
+
+    step: int = 0
+    curve: list[CurvePoint] = field(default_factory=list)
+    best_value: float = -math.inf
+    best_epoch: float = 0.0
+    seconds: float = 0.0
+    loss_sum: float = 0.0
+    loss_steps: int = 0
+    without_gain: int = 0
+
+
+class Slot:
+    """A trial in training.
+
+    Its weights are views into one vector, its gradients into another: clipping, the best epoch and
+    checkpoints are operations on whole vectors.
+    """
+
+    def __init__(
+        self, index: int, trial: Trial, adapter: Adapter, lengths: IntArray, weights: Tensor | None
+    ) -> None:
+        self.index = index
+        self.trial = trial
+        self.adapter = adapter
+        self.class_weights = weights
+        self.progress = Progress()
+        self.failure: str | None = None
+        self.best_probabilities: FloatArray | None = None
+        self._lengths = lengths
+        self._batches: tuple[int, list[IntArray]] = (-1, [])
+        training = trial.training
+        self.steps_per_epoch = math.ceil(len(lengths) / training.batch_size)
+        self.total_steps = max(1, math.ceil(self.steps_per_epoch * training.epochs))
+        self.flat, self.grad, groups = _flatten(adapter, training.weight_decay)
+        self.best = self.flat.clone()
+        fused = self.flat.device.type in ("cpu", "cuda")
+        self.optimizer = torch.optim.AdamW(groups, lr=training.learning_rate, fused=fused)
+        name = training.lr_scheduler_type
+        self.scheduler = get_scheduler(
+            "constant_with_warmup" if name == "constant" else name,
+            self.optimizer,
+            num_warmup_steps=math.ceil(training.warmup_ratio * self.total_steps),
+            num_training_steps=self.total_steps,
+        )
+        self._resumed = time.perf_counter()
+
+    @property
+    def epoch(self) -> float:
+        """Epochs done."""
+        return self.progress.step / self.steps_per_epoch
+
+    @property
+    def finished(self) -> bool:
+        """Whether training has ended: by steps, by early stopping, or by failure."""
+        patience = self.trial.training.early_stopping_patience
+        stopped = patience is not None and self.progress.without_gain >= patience
+        return self.failure is not None or stopped or self.progress.step >= self.total_steps
+
+    @property
+    def evaluation_due(self) -> bool:
+        """Whether an epoch has just ended, or the training."""
+        step = self.progress.step
+        return step > 0 and (step % self.steps_per_epoch == 0 or step >= self.total_steps)
+
+    def next_batch(self) -> IntArray:
+        """The examples of the coming step; a function of seed and step alone."""
+        epoch, position = divmod(self.progress.step, self.steps_per_epoch)
+        if self._batches[0] != epoch:
+            size = self.trial.training.batch_size
+            self._batches = (epoch, epoch_batches(self._lengths, size, self.trial.seed, epoch))
+        return self._batches[1][position]
+
+    def span(self, start: int, stop: int, training: bool) -> Span:
+        """The rows [start, stop) as this slot's; in training with this step's own dropout noise."""
+        noise = stable_hash(self.trial.seed, self.progress.step) if training else None
+        return Span(self.index, start, stop, noise)
+
+    def update(self, loss: float) -> None:
+        """Clip, step, advance the schedule; a loss that is not finite fails this trial alone."""
+        if not math.isfinite(loss):
+            self.failure = f"the loss became {loss} at step {self.progress.step}: lower the learning rate"
+            return
+        limit = self.trial.training.max_grad_norm
+        if limit > 0:
+            norm = torch.linalg.vector_norm(self.grad)
+            self.grad.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
+        self.optimizer.step()
+        self.scheduler.step()
+        self.grad.zero_()
+        self.progress.step += 1
+        self.progress.loss_sum += loss
+        self.progress.loss_steps += 1
+
+    def record(
+        self, metric: str, metrics: dict[str, float], loss: float, probabilities: FloatArray
+    ) -> CurvePoint:
+        """Note an evaluation; keep the weights if they are the best so far."""
+        progress = self.progress
+        point = CurvePoint(
+            epoch=round(self.epoch, 4),
+            step=progress.step,
+            train_loss=progress.loss_sum / max(1, progress.loss_steps),
+            validation_loss=loss,
+            metrics=metrics,
+        )
+        progress.loss_sum, progress.loss_steps = 0.0, 0
+        progress.curve.append(point)
+        if metrics[metric] > progress.best_value:
+            progress.best_value, progress.best_epoch = metrics[metric], point.epoch
+            progress.without_gain = 0
+            self.best.copy_(self.flat)
+            self.best_probabilities = probabilities
+        else:
+            progress.without_gain += 1
+        return point
+
+    def restore_best(self) -> None:
+        """Put the weights of the best epoch back."""
+        self.flat.copy_(self.best)
+
+    def seconds(self) -> float:
+        """Wall seconds since this trial's first step, pauses between processes left out."""
+        now = time.perf_counter()
+        self.progress.seconds += now - self._resumed
+        self._resumed = now
+        return self.progress.seconds
+
+    def save(self, path: Path) -> None:
+        """Write all of the state, atomically, as one safetensors file."""
+        self.seconds()
+        tensors = {"flat": self.flat, "best": self.best}
+        for key, value in self._optimizer_tensors().items():
+            tensors[key] = value
+        if self.best_probabilities is not None:
+            tensors["best_probabilities"] = torch.from_numpy(np.ascontiguousarray(self.best_probabilities))
+        state = {**vars(self.progress), "curve": [point.model_dump() for point in self.progress.curve]}
+        with replacing(path) as temporary:
+            contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+            save_file(contiguous, temporary, metadata={"progress": json.dumps(state)})
+
+    def load(self, path: Path) -> None:
+        """Take up a checkpoint of the same trial."""
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            state = json.loads(file.metadata()["progress"])
+        state["curve"] = [CurvePoint(**point) for point in state["curve"]]
+        self.progress = Progress(**state)
+        with torch.no_grad():
+            self.flat.copy_(tensors["flat"])
+            self.best.copy_(tensors["best"])
+        if "best_probabilities" in tensors:
+            self.best_probabilities = tensors["best_probabilities"].numpy()
+        if self.progress.step:
+            self._load_optimizer(tensors)
+
+    def _optimizer_tensors(self) -> dict[str, Tensor]:
+        return {
+            f"optimizer.{index}.{name}": value
+            for index, state in self.optimizer.state_dict()["state"].items()
+            for name, value in state.items()
+        }
+
+    def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            if key.startswith("optimizer."):
+                _, index, name = key.split(".")
+                state.setdefault(int(index), {})[name] = tensor
+        whole = self.optimizer.state_dict()
+        self.optimizer.load_state_dict({**whole, "state": state})
+        schedule: dict[str, Any] = self.scheduler.state_dict()
+        self.scheduler.load_state_dict({**schedule, "last_epoch": self.progress.step})
+        for group, rate in zip(self.optimizer.param_groups, _rates(self.scheduler), strict=True):
+            group["lr"] = rate
+
+
+def _rates(scheduler: Any) -> list[float]:
+    return [
+        base * factor(scheduler.last_epoch)
+        for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+    ]
+
+
+def _flatten(adapter: Adapter, weight_decay: float) -> tuple[Tensor, Tensor, list[dict[str, Any]]]:
+    """Move the adapter's parameters into one vector, those that decay first; same for the gradients.
+
+    Returns the vector, its gradient, and AdamW's parameter groups, which are views of both.
+    """
+    names = sorted(adapter.parameters, key=lambda name: name in adapter.no_decay)
+    parameters = [adapter.parameters[name] for name in names]
+    flat = torch.cat([parameter.detach().reshape(-1).float() for parameter in parameters])
+    grad = torch.zeros_like(flat)
+    done = split = 0
+    for name, parameter in zip(names, parameters, strict=True):
+        stop = done + parameter.numel()
+        parameter.data = flat[done:stop].view(parameter.shape)
+        parameter.grad = grad[done:stop].view(parameter.shape)
+        done = stop
+        split = stop if name not in adapter.no_decay else split
+    groups = []
+    for start, stop, decay in ((0, split, weight_decay), (split, done, 0.0)):
+        if stop > start:
+            view = nn.Parameter(flat[start:stop])
+            view.grad = grad[start:stop]
+            groups.append({"params": [view], "weight_decay": decay})
+    return flat, grad, groups
