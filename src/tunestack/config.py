@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _label_text(value: object) -> object:
+    """A label that YAML took for a number or a truth value, as the text that a data file holds."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int | float) else value
+
+
+Label = Annotated[str, BeforeValidator(_label_text)]
+"""A label in a file or its name: `0`, `true` and `spam` are all text."""
 
 
 class Settings(BaseModel):
@@ -30,9 +41,9 @@ class DataConfig(Settings):
     """The column with the second text, for sentence pairs."""
     label: str = "label"
     """The column with the label: names or ids."""
-    labels: dict[str, str] | list[str] | None = None
+    labels: dict[Label, Label] | list[Label] | None = None
     """Label names in id order, or a mapping from the values in the file to names."""
-    positive_label: str | None = None
+    positive_label: Label | None = None
     """With two classes: which one precision, recall and F1 are about. Default: the second."""
     train_size: float = Field(default=0.8, gt=0, lt=1)
     """The share of rows to train on, where we split ourselves."""

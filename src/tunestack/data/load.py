@@ -1,0 +1,249 @@
+"""From where the user keeps labelled text to `TextData`: read, checked, labelled, split."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from datasets import Dataset, Features, Value
+
+from tunestack.config import DataConfig
+from tunestack.data.labels import encode_labels, label_key
+from tunestack.data.sources import SPLIT_NAMES, Table, read_source
+from tunestack.data.split import (
+    conflicting_texts,
+    repeated_rows,
+    shared_rows,
+    split_train_validation,
+    text_keys,
+)
+from tunestack.data.tables import check_columns, check_texts, read_table
+from tunestack.errors import Problems, UserError
+
+
+@dataclass(frozen=True)
+class TextData:
+    """Labelled text, split.
+
+    The datasets have the columns `text` (str), `text_pair` (str; for sentence pairs only), `label` (int:
+    the id) and `row` (int: the row in its file, from 0).
+    label_names: in id order; with `positive_label` and two classes the positive one is id 1.
+    warnings: sentences for the reader of a report.
+    fingerprint: sha256 over texts, labels and splits.
+    """
+
+    train: Dataset
+    validation: Dataset
+    test: Dataset | None
+    label_names: tuple[str, ...]
+    warnings: tuple[str, ...]
+    source: str
+    fingerprint: str
+
+    def splits(self) -> dict[str, Dataset]:
+        """The splits that there are, by name."""
+        named = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: dataset for name, dataset in named.items() if dataset is not None}
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Labelled rows by given split, checked, before any split of our own.
+
+    tables: everything that was read; rows: columns `text`, `text_pair` where there is one, `label`, `row`.
+    """
+
+    tables: dict[str, Table]
+    rows: dict[str, pd.DataFrame]
+    label_names: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def text_columns(self) -> list[str]:
+        """`text`, and `text_pair` for sentence pairs."""
+        return [column for column in ("text", "text_pair") if column in self.rows["train"]]
+
+
+def load_text_data(config: DataConfig) -> TextData:
+    """Read, check, label and split the data. Raises UserError with all problems."""
+    labelled = read_labelled(config)
+    splits = {name: _dataset(rows) for name, rows in labelled.rows.items()}
+    ours = "validation" not in splits
+    if ours:
+        groups = labelled.text_columns if config.group_duplicates else None
+        parts = split_train_validation(splits["train"], config.train_size, config.seed, groups)
+        splits["train"], splits["validation"] = parts
+    _check_classes(splits, labelled.label_names, ours)
+    return TextData(
+        train=splits["train"],
+        validation=splits["validation"],
+        test=splits.get("test"),
+        label_names=labelled.label_names,
+        warnings=labelled.warnings + tuple(_warnings(splits, labelled, ours and not config.group_duplicates)),
+        source=config.train,
+        fingerprint=_fingerprint(splits, labelled.label_names),
+    )
+
+
+def read_labelled(config: DataConfig) -> Labelled:
+    """Read and check all given splits. Raises UserError with all problems."""
+    problems = Problems()
+    tables = _read_all(config, problems)
+    warnings = _drop_unlabelled_test(tables, config)
+    text_columns = {"text": config.text, **({"text_pair": config.text_pair} if config.text_pair else {})}
+    _check_tables(tables, list(text_columns.values()), config.label, problems)
+    labels = {
+        f"{name} labels ({table.where}, column {config.label!r})": table.frame[config.label]
+        for name, table in tables.items()
+        if config.label in table.frame
+    }
+    declared = tables["train"].classes.get(config.label) if "train" in tables else None
+    encoded, names = encode_labels(labels, config.labels, config.positive_label, declared, problems)
+    problems.raise_if_any()
+    rows = {}
+    for (name, table), ids in zip(tables.items(), encoded.values(), strict=True):
+        texts = {ours: table.frame[given] for ours, given in text_columns.items()}
+        rows[name] = pd.DataFrame({**texts, "label": ids, "row": range(len(ids))})
+    used = {*text_columns.values(), config.label}
+    unused = [str(column) for column in tables["train"].frame.columns if column not in used]
+    if unused:
+        warnings.append(f"Columns that are not used: {', '.join(unused)}.")
+    return Labelled(tables, rows, names, tuple(warnings))
+
+
+def _check_tables(tables: dict[str, Table], texts: list[str], label: str, problems: Problems) -> None:
+    columns = [*texts, label]
+    if len(set(columns)) < len(columns):
+        found = ", ".join(map(repr, columns))
+        fix = "Name different columns for text, text_pair and label."
+        problems.add("data", expected="a column for each", found=found, fix=fix)
+    for table in tables.values():
+        check_columns(table.frame, dict.fromkeys(columns), table.where, problems)
+        for column in texts:
+            if column in table.frame:
+                _check_text_column(table.frame[column], f"{table.where}, column {column!r}", problems)
+
+
+def _read_all(config: DataConfig, problems: Problems) -> dict[str, Table]:
+    """Every given split that can be read, train first."""
+    tables: dict[str, Table] = {}
+    try:
+        tables = read_source(config.train, config.subset)
+    except UserError as error:
+        problems.extend(error)
+    for name, file in (("validation", config.validation), ("test", config.test)):
+        if file is not None:
+            try:
+                tables[name] = Table(file, read_table(Path(file).expanduser()))
+            except UserError as error:
+                problems.extend(error)
+    return {name: tables[name] for name in SPLIT_NAMES if name in tables}
+
+
+def _drop_unlabelled_test(tables: dict[str, Table], config: DataConfig) -> list[str]:
+    """Leave out a test split that came along without labels; one that was asked for must have them."""
+    if "test" not in tables or config.test is not None:
+        return []
+    table = tables["test"]
+    if config.label in table.frame and not table.frame[config.label].map(_is_no_label).all():
+        return []
+    del tables["test"]
+    return [f"{table.where} has no labels and is not used."]
+
+
+def _is_no_label(value: object) -> bool:
+    return value is None or label_key(value) in ("", "-1")
+
+
+def _check_text_column(values: pd.Series[Any], where: str, problems: Problems) -> None:
+    check_texts(values, where, problems)
+    texts = values[values.map(lambda value: isinstance(value, str))]
+    if len(texts) and pd.to_numeric(texts, errors="coerce").notna().all():
+        found = f"numbers only, such as {texts.iloc[0]}"
+        problems.add(where, expected="text", found=found, fix="Choose the column that holds the text.")
+
+
+def _dataset(rows: pd.DataFrame) -> Dataset:
+    kinds = {"text": "string", "text_pair": "string", "label": "int64", "row": "int64"}
+    features = Features({column: Value(kinds[column]) for column in rows.columns})
+    return Dataset.from_dict({column: rows[column].tolist() for column in rows.columns}, features=features)
+
+
+def _check_classes(splits: dict[str, Dataset], names: Sequence[str], ours: bool) -> None:
+    """Every class must be in every split: nothing can be learnt or measured about one that is not."""
+    problems = Problems()
+    for split, dataset in splits.items():
+        counts = pd.Series(dataset["label"][:], dtype="int64").value_counts()
+        absent = [name for position, name in enumerate(names) if position not in counts.index]
+        if absent:
+            fix = "Add rows of them, or leave these classes out of the data and of data.labels."
+            if ours and split != "test":
+                fix = "Give more rows of them, another data.seed, or a file of its own for each split."
+            found = f"none of {', '.join(map(repr, absent[:5]))}"
+            found += f" and {len(absent) - 5} more" if len(absent) > 5 else ""
+            problems.add(f"the {split} split", expected="rows of every class", found=found, fix=fix)
+    problems.raise_if_any()
+
+
+def _warnings(splits: dict[str, Dataset], labelled: Labelled, plain: bool) -> list[str]:
+    """What a reader of results on these splits must know."""
+    return [
+        *_overlaps(splits, labelled.text_columns, plain),
+        *_contradictions(labelled),
+        *_imbalance(splits["train"], labelled.label_names),
+    ]
+
+
+def _overlaps(splits: dict[str, Dataset], columns: list[str], plain: bool) -> list[str]:
+    texts = {name: list(zip(*(split[column][:] for column in columns))) for name, split in splits.items()}
+    sentences = []
+    for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        if second in texts and (shared := shared_rows(texts[second], texts[first])):
+            advise = plain and second == "validation"
+            sentences.append(
+                f"{shared:,} of {len(texts[second]):,} {second} rows have a text that is also in {first}: "
+                "scores on them reward memory."
+                + (" The plain split puts them there; group_duplicates keeps them on one side." * advise)
+            )
+    return sentences
+
+
+def _contradictions(labelled: Labelled) -> list[str]:
+    rows = pd.concat(labelled.rows.values(), ignore_index=True)
+    keys = text_keys(rows, labelled.text_columns)
+    sentences = []
+    if repeated := repeated_rows(keys):
+        sentences.append(f"{repeated:,} of {len(rows):,} rows repeat the text of an earlier row.")
+    texts, count = conflicting_texts(keys, rows["label"])
+    if texts:
+        sentences.append(
+            f"{texts:,} texts carry different labels in different rows ({count:,} rows): no model can get "
+            "all of them right."
+        )
+    return sentences
+
+
+def _imbalance(train: Dataset, names: Sequence[str]) -> list[str]:
+    counts = pd.Series(train["label"][:], dtype="int64").value_counts()
+    rarest, most = counts.index[-1], counts.index[0]
+    if counts[rarest] * 10 > counts[most]:
+        return []
+    return [
+        f"Classes are imbalanced: {counts[rarest]:,} training rows of {names[rarest]!r} against "
+        f"{counts[most]:,} of {names[most]!r}; look at F1 and MCC rather than accuracy."
+    ]
+
+
+def _fingerprint(splits: dict[str, Dataset], names: Sequence[str]) -> str:
+    digest = hashlib.sha256(json.dumps(list(names)).encode())
+    for name, split in splits.items():
+        columns = [column for column in ("text", "text_pair", "label") if column in split.column_names]
+        digest.update(json.dumps([name, columns, split.num_rows]).encode())
+        for row in zip(*(split[column][:] for column in columns)):
+            digest.update(json.dumps(row).encode())
+    return digest.hexdigest()

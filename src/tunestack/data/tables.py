@@ -1,0 +1,324 @@
+"""Reading files strictly: every row as it was written, or an error that names the line.
+
+Values stay what the file says. In CSV and TSV everything is text and an empty field is missing; a text such
+as ``NA`` or ``null`` stays text. In TSV quotes are literal, as GLUE's files have them.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tunestack.errors import Problem, Problems, UserError, did_you_mean
+
+Record = dict[str, Any]
+
+SHOWN = 5
+"""How many bad lines or rows one error lists; the rest is counted."""
+
+_LARGEST_FIELD = 2**31 - 1
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """All rows of a file, values untouched (dtype object, missing values None), index = row from 0.
+
+    Raises UserError with every malformed line, or if the file is missing, empty or of an unknown format.
+    """
+    return next(_chunks(path, None))
+
+
+def iter_rows(path: Path, columns: Sequence[str] = (), chunk_rows: int = 1000) -> Iterator[pd.DataFrame]:
+    """Rows of a file, `chunk_rows` at a time; the index goes on counting rows from 0.
+
+    columns: those that must be there and hold text in every row. Large CSV, TSV, JSONL and Parquet files are
+    never in memory as a whole; a JSON array is. What can be seen in the first chunk (a missing file or
+    column, a bad value) raises UserError at once, the rest when it is reached.
+    """
+    chunks = (_checked(chunk, columns, path) for chunk in _chunks(path, chunk_rows))
+    first = next(chunks)
+    return itertools.chain([first], chunks)
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a source is meant as a local file or folder (and not as a Hub id)."""
+    path = Path(name).expanduser()
+    return path.suffix.lower() in _READERS or path.exists() or name.startswith(("/", "./", "../", "~"))
+
+
+def check_columns(frame: pd.DataFrame, columns: Iterable[str], where: str, problems: Problems) -> None:
+    """Note every column that is not there, with the nearest names."""
+    for column in columns:
+        if column not in frame.columns:
+            fix = did_you_mean(column, map(str, frame.columns))
+            header = " in the first line" if where.endswith((".csv", ".tsv")) else ""
+            problems.add(where, expected=f"a column {column!r}{header}", found="none of this name", fix=fix)
+
+
+def check_texts(values: pd.Series[Any], where: str, problems: Problems) -> None:
+    """Note rows without text, rows with something that is not text, and text that cannot be encoded."""
+    kinds = values.map(_kind)
+    for kind in sorted(set(kinds) - {"text"}):
+        found = f"{kind} in {listed(values.index[kinds == kind], len(values))}"
+        fix = _TEXT_FIXES.get(kind, _NOT_TEXT)
+        problems.add(where, expected="text in every row", found=found, fix=fix)
+
+
+def listed(rows: Iterable[int], total: int) -> str:
+    """Row numbers for people.
+
+    >>> listed([4, 8], 10)
+    '2 of 10 rows: 4, 8 (0 is the first)'
+    """
+    numbers = list(rows)
+    more = f" and {len(numbers) - SHOWN:,} more" if len(numbers) > SHOWN else ""
+    some = ", ".join(map(str, numbers[:SHOWN]))
+    return f"{len(numbers):,} of {total:,} rows: {some}{more} (0 is the first)"
+
+
+def _kind(value: object) -> str:
+    if not isinstance(value, str):
+        return "no value" if value is None else f"{type(value).__name__} values"
+    if not value.strip():
+        return "no value"
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return "half a surrogate pair"
+    return "text"
+
+
+_TEXT_FIXES = {
+    "no value": "Remove these rows or fill them in.",
+    "half a surrogate pair": "Remove the broken character: it cannot be written as UTF-8.",
+}
+_NOT_TEXT = "Choose the column that holds text, or write these values as text."
+
+
+def _checked(chunk: pd.DataFrame, columns: Sequence[str], path: Path) -> pd.DataFrame:
+    problems = Problems()
+    check_columns(chunk, columns, str(path), problems)
+    problems.raise_if_any()
+    for column in columns:
+        check_texts(chunk[column], f"{path}, column {column!r}", problems)
+    problems.raise_if_any()
+    return chunk
+
+
+def _chunks(path: Path, chunk_rows: int | None) -> Iterator[pd.DataFrame]:
+    """Frames of `chunk_rows` rows (None: one frame of all), at least one; raises at the first bad chunk."""
+    reader = _reader(path)
+    bad = _BadLines(path)
+    records = _guarded(reader, path, bad)
+    start = 0
+    while batch := list(itertools.islice(records, chunk_rows)):
+        bad.raise_if_any()
+        frame = pd.DataFrame(batch, dtype=object)
+        yield frame.where(frame.notna(), None).set_index(pd.RangeIndex(start, start + len(batch)))
+        start += len(batch)
+    bad.raise_if_any()
+    if start == 0:
+        problem = Problem(
+            str(path), "at least one row", "none: the file is empty", "Give a file with data in it."
+        )
+        raise UserError(problem)
+
+
+class _BadLines:
+    """Malformed lines of one file: the first few in full, the others counted."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._found: list[Problem] = []
+
+    def add(self, line: int | None, *, expected: str, found: str, fix: str) -> None:
+        where = str(self.path) if line is None else f"{self.path} line {line}"
+        self._found.append(Problem(where, expected, found, fix))
+
+    def raise_if_any(self) -> None:
+        if not self._found:
+            return
+        shown, more = self._found[:SHOWN], len(self._found) - SHOWN
+        if more > 0:
+            found = f"{more:,} more malformed lines"
+            shown.append(Problem(str(self.path), "well-formed lines", found, "Mend them likewise."))
+        raise UserError(*shown)
+
+
+Reader = Callable[[Path, _BadLines], Iterator[Record]]
+
+
+def _reader(path: Path) -> Reader:
+    problems = Problems()
+    reader = _READERS.get(path.suffix.lower())
+    if path.is_dir():
+        problems.add(str(path), expected="a file", found="a folder", fix="Name a file in it.")
+    elif not path.exists():
+        near = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = [name for name in near if Path(name).suffix.lower() in _READERS]
+        fix = did_you_mean(path.name, near) if near else f"There are no data files in {path.parent}."
+        problems.add(str(path), expected="a file", found="nothing of this name", fix=fix)
+    elif reader is None:
+        found = repr(path.suffix) if path.suffix else "none"
+        known = f"one of the endings {', '.join(_READERS)}"
+        problems.add(str(path), expected=known, found=found, fix="Save it in one of these formats.")
+    problems.raise_if_any()
+    assert reader is not None
+    return reader
+
+
+def _guarded(reader: Reader, path: Path, bad: _BadLines) -> Iterator[Record]:
+    """Records of a reader; what stops the reading (encoding, permissions) becomes a bad line."""
+    try:
+        yield from reader(path, bad)
+    except UnicodeDecodeError:
+        _note_encoding(path, bad)
+    except OSError as error:
+        found = error.strerror or str(error)
+        bad.add(None, expected="a readable file", found=found, fix="Check the file and its permissions.")
+
+
+def _read_csv(path: Path, bad: _BadLines) -> Iterator[Record]:
+    fixes = 'Quote a field that holds a comma or a line break ("like, this"); double a quote within it.'
+    return _read_delimited(path, bad, fixes, delimiter=",", quoting=csv.QUOTE_MINIMAL)
+
+
+def _read_tsv(path: Path, bad: _BadLines) -> Iterator[Record]:
+    fixes = "Quotes are literal in .tsv files: fields that hold tabs or line breaks need a .csv file."
+    return _read_delimited(path, bad, fixes, delimiter="\t", quoting=csv.QUOTE_NONE)
+
+
+def _read_delimited(
+    path: Path, bad: _BadLines, fix: str, *, delimiter: str, quoting: Any
+) -> Iterator[Record]:
+    csv.field_size_limit(_LARGEST_FIELD)  # the default refuses texts above 128 KiB
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True, delimiter=delimiter, quoting=quoting)
+        header: list[str] = []
+        line = 1  # where the record starts that is read next: records may span lines
+        try:
+            for fields in reader:
+                if not header:
+                    header = _header(fields, line, bad)
+                elif len(fields) == len(header):
+                    yield {name: field or None for name, field in zip(header, fields, strict=True)}
+                elif fields:  # a blank line is no record
+                    found = f"{len(fields)} ({'too many' if len(fields) > len(header) else 'too few'})"
+                    bad.add(line, expected=f"{len(header)} fields as in the first line", found=found, fix=fix)
+                line = reader.line_num + 1
+        except csv.Error as error:
+            unclosed = "unexpected end of data" in str(error)
+            found = "a quote that is never closed" if unclosed else f"a stray quote ({error})"
+            bad.add(line, expected="quotes in pairs", found=found, fix=fix)
+
+
+def _header(fields: list[str], line: int, bad: _BadLines) -> list[str]:
+    """Column names; one without a name (an index that pandas wrote) is called as pandas calls it."""
+    names = [name or f"Unnamed: {position}" for position, name in enumerate(fields)]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        found = f"{', '.join(map(repr, twice))} more than once"
+        fix = "The first line must be the header: rename the column or add the line."
+        bad.add(line, expected="each column name once", found=found, fix=fix)
+        return [f"{name}.{position}" for position, name in enumerate(names)]
+    return names
+
+
+def _read_jsonl(path: Path, bad: _BadLines) -> Iterator[Record]:
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                found = f"{error.msg} at column {error.colno}"
+                bad.add(number, expected="a JSON record", found=found, fix="Mend or remove this line.")
+                continue
+            if isinstance(record, dict):
+                yield record
+            else:
+                fix = 'Write each line as {"text": ..., "label": ...}.'
+                bad.add(number, expected="a JSON record", found=_json_kind(record), fix=fix)
+
+
+def _read_json(path: Path, bad: _BadLines) -> Iterator[Record]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig") or "[]")
+    except json.JSONDecodeError as error:
+        lines = error.msg == "Extra data"
+        fix = "One record a line? Then name the file .jsonl." if lines else "Mend the file there."
+        found = f"{error.msg} at column {error.colno}"
+        bad.add(error.lineno, expected="one JSON document", found=found, fix=fix)
+        return
+    records = content.get("data") if isinstance(content, dict) else content
+    fix = 'Write it as [{"text": ..., "label": ...}, ...] or as {"data": [...]}.'
+    if not isinstance(records, list):
+        bad.add(None, expected="an array of records", found=_json_kind(content), fix=fix)
+        return
+    for position, record in enumerate(records):
+        if isinstance(record, dict):
+            yield record
+        else:
+            found = f"{_json_kind(record)} as element {position}"
+            bad.add(None, expected="an array of records", found=found, fix=fix)
+
+
+def _read_parquet(path: Path, bad: _BadLines) -> Iterator[Record]:
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                yield from batch.to_pylist()
+    except pa.ArrowInvalid as error:
+        bad.add(None, expected="a Parquet file", found=str(error), fix="Write the file again.")
+
+
+def _json_kind(value: object) -> str:
+    names = {dict: "an object without records", list: "an array", str: "a string", bool: "true or false"}
+    return names.get(type(value), "null" if value is None else "a number")
+
+
+def _note_encoding(path: Path, bad: _BadLines) -> None:
+    """Find the first bytes that are not UTF-8, and whether other lines are UTF-8 beyond ASCII."""
+    content = path.read_bytes()
+    if content.startswith(_UTF16_MARKS):
+        fix = f"Convert it: iconv -f UTF-16 -t UTF-8 {path.name} > utf8-{path.name}"
+        bad.add(None, expected="UTF-8", found="UTF-16", fix=fix)
+        return
+    first: tuple[int, int, int] | None = None  # line, byte offset, the byte
+    lines, mixed, offset = 0, False, 0
+    for number, line in enumerate(content.splitlines(keepends=True), start=1):
+        try:
+            mixed |= not line.decode().isascii()
+        except UnicodeDecodeError as error:
+            lines += 1
+            first = first or (number, offset + error.start, line[error.start])
+        offset += len(line)
+    assert first is not None
+    number, at, byte = first
+    found = f"byte 0x{byte:02X} at offset {at} ({lines:,} such lines)"
+    fix = f"Convert it: iconv -f WINDOWS-1252 -t UTF-8 {path.name} > utf8-{path.name}"
+    if mixed:
+        found += ", while other lines are UTF-8: mixed encodings"
+        fix = "Convert those lines alone, or export the file again as UTF-8."
+    bad.add(number, expected="UTF-8", found=found, fix=fix)
+
+
+_READERS: dict[str, Reader] = {
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
+    ".json": _read_json,
+    ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
+    ".parquet": _read_parquet,
+}
+FORMATS = tuple(_READERS)
+"""The endings of files that can be read."""
