@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -167,6 +167,18 @@ def attach_copies(config: Any, host: Host, slot: int, seed: int, adapter: Adapte
             host.place(name, slot, part)
             for path, parameter in part.module.named_parameters():
                 adapter.add(f"{PEFT_PREFIX}{name}.{path}", parameter, decay=decays(path, parameter))
+
+
+def with_head(config: PeftConfig, head: Iterable[str]) -> PeftConfig:
+    """The config with the head among the modules that are trained and saved whole.
+
+    Which modules belong to it is known when the weights are: a checkpoint may lack more than the classifier.
+    """
+    fields: Any = copy.deepcopy(config)
+    wanted = [*head, *(fields.modules_to_save or [])]
+    fields.modules_to_save = list(dict.fromkeys(wanted))
+    result: PeftConfig = fields
+    return result
 
 
 def matching_modules(host: Host, wanted: str) -> list[tuple[str, nn.Module]]:

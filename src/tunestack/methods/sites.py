@@ -137,7 +137,7 @@ class Host:
 
     def __init__(self, model: nn.Module, head: Iterable[str] = (), fresh: Iterable[str] = ()) -> None:
         self.model = model.requires_grad_(False)
-        self.head = frozenset(head)
+        self.head = tuple(head)
         self.fresh = frozenset(fresh)
         self.rows = Rows()
         self.sites: dict[str, Site] = {}

@@ -17,7 +17,7 @@ from tunestack.bases import Base
 from tunestack.bases.base import LoadedModel
 from tunestack.data.batches import evaluation_batches
 from tunestack.data.encode import Encoded, IntArray, pad
-from tunestack.methods.base import Adapter
+from tunestack.methods.base import with_head
 from tunestack.methods.sites import Dropout, Host, Span
 from tunestack.results import CurvePoint
 from tunestack.stack.slot import Slot, Trial
@@ -97,14 +97,15 @@ class Stack:
     def open(self, trial: Trial) -> Slot:
         """Give a trial a slot."""
         index, self._next_index = self._next_index, self._next_index + 1
-        adapter: Adapter = trial.method.attach(trial.config, self.host, index, trial.seed)
+        config = with_head(trial.config, self.host.head)
+        adapter = trial.method.attach(config, self.host, index, trial.seed)
         if trial.training.base_dropout:
             for name, module in self.host.modules.items():
                 if isinstance(module, nn.Dropout) and module.p > 0:
                     self.host.place(name, index, Dropout(module.p))
         train = self.work.encoded("train", trial.training.max_length)
         weights = self.work.task.class_weights(trial.training.class_weights, _labels(train), self.device)
-        return Slot(index, trial, adapter, train.lengths, weights)
+        return Slot(index, trial, config, adapter, train.lengths, weights)
 
     def close(self, slot: Slot) -> None:
         """Take a trial out; its neighbours do not notice."""

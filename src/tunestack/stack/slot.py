@@ -63,10 +63,17 @@ class Slot:
     """
 
     def __init__(
-        self, index: int, trial: Trial, adapter: Adapter, lengths: IntArray, weights: Tensor | None
+        self,
+        index: int,
+        trial: Trial,
+        config: PeftConfig,
+        adapter: Adapter,
+        lengths: IntArray,
+        weights: Tensor | None,
     ) -> None:
         self.index = index
         self.trial = trial
+        self.config = config
         self.adapter = adapter
         self.class_weights = weights
         self.progress = Progress()
