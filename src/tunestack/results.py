@@ -103,7 +103,7 @@ class Comparison(Record):
     best: str
     difference: float
     interval: Interval
-    test: Literal["paired bootstrap", "McNemar"]
+    test: Literal["paired bootstrap", "McNemar", "DeLong"]
     p_value: float
     p_value_corrected: float
     significant: bool

@@ -1,0 +1,1 @@
+"""Which candidate is best, how sure that is, and which one to ship."""

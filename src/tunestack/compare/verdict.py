@@ -1,0 +1,160 @@
+"""The verdict: which candidate to ship, in one sentence with the numbers it rests on.
+
+A candidate wins clearly if its mean validation metric is the highest and it beats every other one
+significantly, after correction. Otherwise the cheapest of those that are not significantly worse than the
+best is the one to ship (`cheapest` says what that means). Where that includes always answering the most
+frequent class, no model is worth shipping, and the verdict says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from tunestack.results import Candidate, Comparison, Costs, Interval, Verdict
+from tunestack.tasks.metrics import METRICS
+
+SAME_COST = 1.1
+"""Costs within this factor count as equal: repeated measurements differ by that much."""
+
+MUCH_DEARER = 2.0
+"""A winner that costs this many times as much as the runner-up is said to."""
+
+_NAMES_SHOWN = 4
+
+
+def decide(candidates: Sequence[Candidate], metric: str) -> Verdict | None:
+    """Choose from candidates with their validation summaries, comparisons and costs filled in.
+
+    A candidate without a summary of `metric` did not finish and is never chosen; None if none finished.
+    The comparisons have to be those of `statistics.compare_to_best`.
+    """
+    finished = [c for c in candidates if metric in c.validation]
+    finished.sort(key=lambda c: -c.validation[metric].mean)
+    if not finished:
+        return None
+    # Of several equally high ones, the best is the one that the others were compared with.
+    best = next((c for c in finished if c.comparison is None), finished[0])
+    others = [c for c in finished if c is not best]
+    contenders = [best, *(c for c in others if not (c.comparison and c.comparison.significant))]
+    clear = bool(others) and contenders == [best]
+    majority = next((c for c in contenders if c.method == "majority"), None)
+    ship = majority or cheapest(contenders)  # in order of the metric, so that it settles equal costs
+    if not others:
+        sentence = _only(best, metric, planned=len(candidates))
+    elif majority:
+        sentence = _nothing_learned(best, majority, metric)
+    elif clear:
+        sentence = _winner(best, others[0], metric)
+    else:
+        sentence = _no_winner(best, contenders[1:], ship, metric)
+    named = [*contenders, *others[:1]] if clear else contenders
+    sentence += _remarks(named, [c for c in candidates if metric not in c.validation] if others else [])
+    return Verdict(sentence=sentence + ".", best=best.name, ship=ship.name, clear=clear)
+
+
+def cheapest(candidates: Sequence[Candidate]) -> Candidate:
+    """Choose by what is paid in production first: inference speed, then training time, then the order given.
+
+    What is within 10% of the lowest cost counts as equal. Where a cost is known for some of the candidates,
+    those for which it is not are passed over.
+    """
+    remaining = list(candidates)
+    for cost in (_inference_seconds, _training_seconds):
+        known = {c.name: value for c in remaining if (value := cost(c.costs)) is not None}
+        if known:
+            limit = min(known.values()) * SAME_COST
+            remaining = [c for c in remaining if c.name in known and known[c.name] <= limit]
+    return remaining[0]
+
+
+def _inference_seconds(costs: Costs) -> float | None:
+    speed = costs.inference_examples_per_second
+    return 1 / speed if speed else None
+
+
+def _training_seconds(costs: Costs) -> float | None:
+    return costs.train_seconds
+
+
+def _winner(best: Candidate, runner_up: Candidate, metric: str) -> str:
+    lead = _lead(runner_up.comparison, metric)
+    return f"{best.name} wins by {lead} over {runner_up.name}{_price(best, runner_up)}"
+
+
+def _price(best: Candidate, runner_up: Candidate) -> str:
+    """How much more the winner costs, if it is much: inference, or else training."""
+    costs: tuple[tuple[str, Callable[[Costs], float | None]], ...] = (
+        ("inference cost", _inference_seconds),
+        ("training time", _training_seconds),
+    )
+    for words, cost in costs:
+        ours, theirs = cost(best.costs), cost(runner_up.costs)
+        if ours and theirs and ours >= MUCH_DEARER * theirs:
+            times = ours / theirs
+            return (
+                f", at {times:,.0f} times the {words}"
+                if times >= 10
+                else f", at {times:.1f} times the {words}"
+            )
+    return ""
+
+
+def _no_winner(best: Candidate, near: Sequence[Candidate], ship: Candidate, metric: str) -> str:
+    are = f"{_names(near)} {'is' if len(near) == 1 else 'are'}"
+    largest = max((c.comparison.difference for c in near if c.comparison), default=0.0)
+    measured = any(_inference_seconds(c.costs) or _training_seconds(c.costs) for c in (best, *near))
+    choice = "ship the cheapest" if measured else "ship, with no costs to choose by, the best"
+    return (
+        f"No clear winner: {are} within noise of the best, {best.name} "
+        f"(largest difference {largest:.3f} {METRICS[metric].title}): {choice}, {ship.name}"
+    )
+
+
+def _nothing_learned(best: Candidate, majority: Candidate, metric: str) -> str:
+    always = "always answering the most frequent class"
+    if best is majority:
+        return f"Nothing beats {always} ({_score(best, metric)}): no model here is worth shipping"
+    lead = _lead(majority.comparison, metric)
+    return f"Nothing clearly beats {always}: {best.name} leads by {lead}, so no model here is worth shipping"
+
+
+def _only(candidate: Candidate, metric: str, planned: int) -> str:
+    found = f"{candidate.name} reaches {_score(candidate, metric)}"
+    if planned == 1:
+        return f"{found}; there is nothing to compare it with"
+    return f"Only one candidate of {planned} finished, so there is nothing to compare: {found}"
+
+
+def _remarks(named: Sequence[Candidate], unfinished: Sequence[Candidate]) -> str:
+    """What a reader must know to weigh the sentence: who did not finish, and where seeds were not varied."""
+    remarks = [f"{_names(unfinished)} did not finish"] if unfinished else []
+    one_seed = [c for c in named if c.kind == "method" and _finished_seeds(c) == 1]
+    if one_seed:
+        remarks.append(f"{_names(one_seed)} ran with one seed, whose luck no interval shows")
+    return f" ({'; '.join(remarks)})" if remarks else ""
+
+
+def _finished_seeds(candidate: Candidate) -> int:
+    return sum(seed.validation is not None for seed in candidate.seeds)
+
+
+def _lead(comparison: Comparison | None, metric: str) -> str:
+    if comparison is None:
+        raise ValueError("every candidate but the best needs its comparison with the best")
+    return f"{comparison.difference:.3f} {METRICS[metric].title} {_interval(comparison.interval)}"
+
+
+def _score(candidate: Candidate, metric: str) -> str:
+    summary = candidate.validation[metric]
+    return f"{summary.mean:.3f} {METRICS[metric].title} {_interval(summary.interval)}"
+
+
+def _interval(interval: Interval) -> str:
+    return f"[{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def _names(candidates: Sequence[Candidate]) -> str:
+    names = [c.name for c in candidates]
+    if len(names) > _NAMES_SHOWN:
+        names = [*names[: _NAMES_SHOWN - 1], f"{len(names) - _NAMES_SHOWN + 1} others"]
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -1,0 +1,1 @@
+"""What is solved: heads, losses, metrics, and how predictions are decoded."""
