@@ -1,0 +1,419 @@
+"""What the report says: right numbers, right order, nothing unescaped, whatever is missing."""
+
+import base64
+import doctest
+import hashlib
+import io
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from report_samples import NASTY, RECIPES, bare_results, many_recipes, sample_results
+from tunestack.report import formatting, render_terminal, write_leaderboard, write_report
+from tunestack.report.plots import curve_views, forest, mean_series, pareto, scatters
+from tunestack.report.scales import Linear, Log, focused
+from tunestack.report.standings import standings
+from tunestack.results import Candidate, Costs, HardExample, Results
+
+VOID = {"meta", "link", "input", "br", "img"}
+
+
+class Page(HTMLParser):
+    """Reads a page: its elements, its text, and whether every element is closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.elements)
+
+
+def page(results: Results, folder: Path) -> Page:
+    return Page(write_report(results, folder).read_text(encoding="utf-8"))
+
+
+def terminal(results: Results, width: int) -> str:
+    console = Console(width=width, file=io.StringIO(), record=True)
+    console.print(render_terminal(results))
+    return console.export_text()
+
+
+def with_candidate(results: Results, which: str, **changes: object) -> Results:
+    """The same results, with one candidate changed."""
+    candidates = [
+        candidate.model_copy(update=changes) if candidate.name == which else candidate
+        for candidate in results.candidates
+    ]
+    return results.model_copy(update={"candidates": candidates})
+
+
+def renamed(name: str) -> Results:
+    """Results whose recommended candidate has another name."""
+    results = sample_results()
+    ship = results.verdict.ship
+    verdict = results.verdict.model_copy(update={"ship": name, "sentence": f"Ship {name}"})
+    return with_candidate(results, ship, name=name).model_copy(update={"verdict": verdict})
+
+
+def failed(candidate: Candidate) -> Candidate:
+    seeds = [
+        seed.model_copy(update={"validation": None, "test": None, "curves": [], "failure": "diverged"})
+        for seed in candidate.seeds
+    ]
+    return candidate.model_copy(
+        update={"seeds": seeds, "validation": {}, "test": {}, "comparison": None, "costs": Costs()}
+    )
+
+
+def with_a_failure() -> Results:
+    results = sample_results()
+    candidates = [failed(c) if c.method == "linear-probe" else c for c in results.candidates]
+    return results.model_copy(update={"candidates": candidates})
+
+
+def without_costs() -> Results:
+    results = sample_results()
+    candidates = [c.model_copy(update={"costs": Costs()}) for c in results.candidates]
+    return results.model_copy(update={"candidates": candidates})
+
+
+def one_candidate() -> Results:
+    return sample_results(recipes=RECIPES[4:5])
+
+
+def many_candidates() -> Results:
+    return sample_results(recipes=many_recipes(30), ship="lora r=8 lr=0.0005", test=False, behind=())
+
+
+VARIANTS = {
+    "whole": sample_results,
+    "no test": lambda: sample_results(test=False),
+    "one seed": lambda: sample_results(seeds=(1,)),
+    "a failure": with_a_failure,
+    "no costs": without_costs,
+    "one candidate": one_candidate,
+    "baselines only": lambda: sample_results(recipes=RECIPES[:2], ship="tfidf"),
+    "30 candidates": many_candidates,
+    "5 classes": lambda: sample_results(label_names=tuple("abcde")),
+    "20 classes": lambda: sample_results(label_names=tuple(f"label {n}" for n in range(20))),
+    "nasty name": lambda: renamed(NASTY + " [red]\n" + "long" * 60),
+    "no verdict": lambda: sample_results().model_copy(update={"verdict": None}),
+    "no candidates": lambda: bare_results().model_copy(update={"candidates": []}),
+    "bare": bare_results,
+}
+
+
+@pytest.fixture(params=VARIANTS)
+def variant(request: pytest.FixtureRequest) -> Results:
+    return VARIANTS[request.param]()
+
+
+def test_the_examples_in_the_documentation_hold() -> None:
+    assert doctest.testmod(formatting).failed == 0
+
+
+def test_every_variant_gives_a_well_formed_page_with_its_verdict(variant: Results, tmp_path: Path) -> None:
+    report = page(variant, tmp_path)
+    assert report.open == []
+    assert report.count("h1") == 1
+    if variant.verdict:
+        assert variant.verdict.sentence in report.text
+    for candidate in variant.candidates:
+        assert candidate.name in report.text
+    assert "None" not in re.sub(r"\bnone\b.*", "", report.text.split("tunestack-theme")[0])
+    assert "nan" not in [attribute for _, attributes in report.elements for attribute in attributes.values()]
+
+
+def test_the_page_asks_for_nothing_outside_itself(variant: Results, tmp_path: Path) -> None:
+    report = page(variant, tmp_path)
+    for tag, attributes in report.elements:
+        for name in ("src", "href", "action", "srcset", "poster"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("#", "data:,")), (tag, name, value)
+        assert not [name for name in attributes if name.startswith("on")]
+    styles = re.findall(r"<style>(.*?)</style>", (tmp_path / "report.html").read_text(), re.S)
+    assert not [style for style in styles if "url(" in style or "@import" in style]
+
+
+def test_every_link_within_the_page_has_its_target(variant: Results, tmp_path: Path) -> None:
+    report = page(variant, tmp_path)
+    ids = [attributes["id"] for _, attributes in report.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    links = {attributes["href"] for tag, attributes in report.elements if tag in ("a", "use")}
+    assert {link.removeprefix("#") for link in links if link} <= set(ids)
+
+
+def test_texts_are_shown_and_never_run(tmp_path: Path) -> None:
+    report = page(renamed(NASTY), tmp_path)
+    assert report.count("script") == 1
+    assert report.count("img") == 0
+    assert report.text.count(NASTY) >= 2
+    assert "<b>somewhere</b>" in report.text
+
+
+def test_only_the_page_s_own_script_is_allowed(tmp_path: Path) -> None:
+    text = write_report(sample_results(), tmp_path).read_text(encoding="utf-8")
+    [script] = re.findall(r"<script>(.*?)</script>", text, re.S)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in text
+
+
+def test_equal_results_give_an_equal_file_also_after_a_round_trip(tmp_path: Path) -> None:
+    results = sample_results(tmp_path)
+    first = write_report(results, tmp_path).read_bytes()
+    results.save(tmp_path / "results.json")
+    assert write_report(Results.load(tmp_path / "results.json"), tmp_path).read_bytes() == first
+    assert len(first) < 200_000
+
+
+def test_candidates_are_ranked_by_the_metric_and_failures_come_last() -> None:
+    results = with_a_failure()
+    entries = standings(results)
+    means = [entry.score.mean for entry in entries if entry.score]
+    assert means == sorted(means, reverse=True)
+    assert [entry.rank for entry in entries] == [1, 2, 3, 4, 5, None]
+    assert {entry.name: entry.standing for entry in entries} == {
+        "full · minilm-l6": "best",
+        "lora r=8 · minilm-l6": "ship",
+        "lora r=8 · minilm-l3": "tied",
+        "tfidf": "behind",
+        "majority": "behind",
+        "linear-probe · minilm-l6": "failed",
+    }
+
+
+def test_differences_are_shown_as_candidate_minus_best() -> None:
+    results = sample_results()
+    means = {c.name: c.validation["f1"].mean for c in results.candidates}
+    for entry in standings(results):
+        if entry.candidate.comparison is None:
+            assert entry.difference is None
+            continue
+        assert entry.difference == pytest.approx(means[entry.name] - means[results.verdict.best])
+        bounds = entry.candidate.comparison.interval
+        assert (entry.difference_interval.low, entry.difference_interval.high) == (-bounds.high, -bounds.low)
+
+
+def markdown_rows(text: str) -> list[list[str]]:
+    return [
+        [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        for line in text.splitlines()
+        if line.startswith("| ")
+    ]
+
+
+def test_markdown_has_one_whole_row_for_each_candidate(variant: Results, tmp_path: Path) -> None:
+    write_leaderboard(variant, tmp_path / "leaderboard.md")
+    text = (tmp_path / "leaderboard.md").read_text(encoding="utf-8")
+    rows = markdown_rows(text)
+    assert len(rows) == (len(variant.candidates) + 2 if variant.candidates else 0)
+    assert len({len(row) for row in rows}) <= 1
+    assert "<script>" not in text
+    assert "None" not in text
+
+
+def test_markdown_holds_the_numbers_of_the_results(tmp_path: Path) -> None:
+    results = sample_results()
+    write_leaderboard(results, tmp_path / "leaderboard.md")
+    text = (tmp_path / "leaderboard.md").read_text(encoding="utf-8")
+    heads, _, *rows = markdown_rows(text)
+    assert results.verdict.sentence in text
+    for row in rows:
+        cells = dict(zip(heads, row))
+        candidate = next(c for c in results.candidates if c.name == cells["candidate"])
+        summary = candidate.validation["f1"]
+        assert cells["F1, validation"] == (
+            f"{summary.mean:.3f} ± {summary.std:.3f} "
+            f"\\[{summary.interval.low:.3f}, {summary.interval.high:.3f}\\]"
+        )
+        assert cells["Accuracy"] == f"{candidate.validation['accuracy'].mean:.3f}"
+        assert cells["F1, test"].startswith(f"{candidate.test['f1'].mean:.3f} ")
+
+
+def test_failures_are_named_with_their_reason(tmp_path: Path) -> None:
+    results = with_a_failure()
+    write_leaderboard(results, tmp_path / "leaderboard.md")
+    assert "linear-probe · minilm-l6, seed 2: diverged" in (tmp_path / "leaderboard.md").read_text()
+    assert "seed 2: diverged" in page(results, tmp_path).text
+    assert "linear-probe · minilm-l6, seed 2: diverged" in terminal(results, 120)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_terminal_shows_every_column_within_its_width(variant: Results, width: int) -> None:
+    lines = terminal(variant, width).splitlines()
+    assert max(map(len, lines)) <= width
+    if variant.candidates:
+        head = next(line for line in lines if "candidate" in line)
+        assert head.split()[-3:] == ["memory", "on", "disk"]
+
+
+def test_the_terminal_takes_names_literally() -> None:
+    assert "[bold]x[/bold]" in terminal(renamed("[bold]x[/bold]"), 120)
+
+
+def test_hard_examples_say_how_sure_the_recommended_candidate_is(tmp_path: Path) -> None:
+    results = sample_results(tmp_path)
+    ship = next(c for c in results.candidates if c.name == results.verdict.ship)
+    tables = [pd.read_csv(tmp_path / seed.validation.predictions_path) for seed in ship.seeds]
+    row = next(row for row in range(400) if tables[0].label[row] == "disaster")
+    example = HardExample(row=row, text="the text", label="disaster", predicted="not a disaster")
+    results = results.model_copy(update={"hard_examples": [example]})
+    expected = np.mean([table.prob_disaster[row] for table in tables])
+    assert f"{ship.name} gives “disaster” {expected:.0%}" in page(results, tmp_path).text
+    assert "gives “disaster”" not in page(results, tmp_path / "elsewhere").text
+
+
+def test_confusions_are_shown_as_shares_of_the_true_label(tmp_path: Path) -> None:
+    results = sample_results()
+    report = page(results, tmp_path)
+    tips = [
+        attributes["data-tip"]
+        for tag, attributes in report.elements
+        if tag == "td" and "data-tip" in attributes
+    ]
+    best = next(c for c in results.candidates if c.name == results.verdict.best)
+    total = np.sum([seed.validation.confusion for seed in best.seeds], axis=0)
+    shares = total / total.sum(axis=1, keepdims=True)
+    names = results.data.label_names
+    expected = [
+        f"{shares[true, guess]:.0%} of {names[true]}\npredicted as {names[guess]}"
+        for true in range(2)
+        for guess in range(2)
+    ]
+    assert tips[:4] == expected
+
+
+def test_whiskers_lie_on_one_axis_and_a_far_baseline_is_marked() -> None:
+    entries = standings(sample_results())
+    chart = forest(entries)
+    shown = [(w, e) for w, e in zip(chart.whiskers, entries) if w and not w.off]
+    positions = [w.mid for w, _ in shown]
+    means = [e.score.mean for _, e in shown]
+    slope = np.polyfit(means, positions, 1)
+    assert np.allclose(np.polyval(slope, means), positions, atol=0.02)
+    for w, entry in shown:
+        assert np.allclose(
+            np.polyval(slope, [entry.score.interval.low, entry.score.interval.high]),
+            [w.low, w.high],
+            atol=0.02,
+        )
+    for tick in chart.ticks:
+        assert np.polyval(slope, float(tick.text)) == pytest.approx(tick.at, abs=0.02)
+    assert [e.name for w, e in zip(chart.whiskers, entries) if w and w.off] == ["majority"]
+
+
+def test_scatter_places_costs_logarithmically_and_names_what_it_leaves_out() -> None:
+    results = with_candidate(sample_results(), "tfidf", costs=Costs())
+    chart = scatters(standings(results))[0]
+    assert chart.measure.key == "train"
+    seconds = [math.log(point.entry.candidate.costs.train_seconds) for point in chart.points]
+    places = [point.x for point in chart.points]
+    assert np.allclose(np.polyval(np.polyfit(seconds, places, 1), seconds), places, atol=0.02)
+    assert [entry.name for entry, _ in chart.off] == ["majority"]
+    assert chart.without_cost == 1
+
+
+def test_curves_have_a_line_for_each_seed_and_their_mean() -> None:
+    results = sample_results()
+    metric, loss = curve_views(results, standings(results))
+    assert [panel.entry.candidate.method for panel in metric.panels] == ["full", "lora", "lora"]
+    for panel in metric.panels:
+        assert [line.kind for line in panel.lines] == ["seed"] * 3 + ["mean"]
+        seeds = np.array([line.points for line in panel.lines[:3]])
+        assert np.allclose(seeds.mean(axis=0), panel.lines[3].points, atol=0.02)
+        assert len(panel.dots) == 3
+    assert {line.dashed for line in loss.panels[0].lines} == {False, True}
+
+
+def test_the_mean_curve_ends_where_the_first_seed_stopped() -> None:
+    short, long = [(1.0, 0.5), (2.0, 0.7)], [(1.0, 0.7), (2.0, 0.9), (3.0, 0.1)]
+    assert np.allclose(mean_series([short, long]), [(1.0, 0.6), (2.0, 0.8)])
+    assert mean_series([]) == []
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12))
+def test_the_frontier_holds_exactly_what_nothing_beats(points: list[tuple[int, int]]) -> None:
+    frontier = pareto(points)
+    for position, (cost, quality) in enumerate(points):
+        dominated = any((c < cost and q >= quality) or (c <= cost and q > quality) for c, q in points)
+        assert (position in frontier) == (not dominated)
+
+
+scores = st.floats(-1, 1).map(lambda value: round(value, 4))
+
+
+@given(st.lists(scores, min_size=1, max_size=20), st.integers(3, 8))
+def test_linear_ticks_stand_where_their_text_says(values: list[float], about: int) -> None:
+    axis = Linear.around(values)
+    assert all(0 <= axis.at(value) <= 100 for value in values)
+    ticks = axis.ticks(about)
+    assert 1 <= len(ticks) <= about + 2
+    assert len({tick.text for tick in ticks}) == len(ticks)
+    for tick in ticks:
+        assert axis.at(float(tick.text.replace("−", "-"))) == pytest.approx(tick.at, abs=0.02)
+
+
+@given(
+    st.lists(st.one_of(st.just(0.0), st.floats(1e-5, 1e12)), min_size=1, max_size=20),
+    st.booleans(),
+)
+def test_log_ticks_are_few_and_ordered_and_zero_has_its_own_place(values: list[float], seconds: bool) -> None:
+    axis = Log.around(values)
+    places = [axis.at(value) for value in sorted(values)]
+    assert places == sorted(places)
+    assert all(0 <= place <= 100 for place in places)
+    ticks = axis.ticks(str, seconds=seconds)
+    assert len(ticks) <= 7
+    assert [tick.at for tick in ticks] == sorted(axis.at(float(tick.text)) for tick in ticks)
+    positive = [axis.at(value) for value in values if value > 0]
+    assert axis.zeros == (0.0 in values)
+    assert all(place > axis.at(0) for place in positive)
+
+
+@given(st.lists(scores, min_size=1, max_size=10))
+def test_a_focused_axis_always_shows_the_best_two(means: list[float]) -> None:
+    axis = focused(means, [(mean - 0.01, mean + 0.01) for mean in means])
+    for mean in sorted(means, reverse=True)[:2]:
+        assert axis.low <= mean <= axis.high
+
+
+@given(st.floats(1e-6, 1e7))
+def test_durations_keep_two_digits_of_truth(seconds: float) -> None:
+    units = {"ms": 0.001, "s": 1, "min": 60, "h": 3600, "days": 86400}
+    words = formatting.duration(seconds).replace(",", "").split()
+    shown = sum(float(number) * units[unit] for number, unit in zip(words[::2], words[1::2]))
+    assert shown == pytest.approx(seconds, rel=0.06)
+
+
+@given(st.integers(1, 10**15))
+def test_sizes_keep_three_digits_of_truth(count: int) -> None:
+    units = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "PB": 1e15}
+    number, unit = formatting.size(count).split()
+    assert float(number.replace(",", "")) * units[unit] == pytest.approx(count, rel=0.006)
