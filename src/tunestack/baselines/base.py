@@ -1,0 +1,136 @@
+"""The seam of the baselines: fit once, give probabilities, save, load. A new one is one file, one line."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from pydantic import Field, JsonValue
+
+from tunestack.config import Settings
+from tunestack.errors import Problem, UserError
+from tunestack.files import replacing, write_json
+from tunestack.settings import validated
+
+if TYPE_CHECKING:
+    from tunestack.bases import Base
+    from tunestack.data.encode import IntArray
+
+FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
+Tensors = dict[str, np.ndarray[Any, np.dtype[Any]]]
+
+DESCRIPTION = "baseline.json"
+WEIGHTS = "baseline.safetensors"
+
+
+class Fitted(ABC):
+    """A baseline that was fitted.
+
+    trainable_parameters: numbers that fitting chose. total_parameters: those and the frozen base's.
+    """
+
+    trainable_parameters: int
+    total_parameters: int
+
+    @abstractmethod
+    def probabilities(self, texts: Sequence[str], pairs: Sequence[str] | None) -> FloatArray:
+        """[texts, classes] in fp64; rows sum to 1. pairs: the second texts, for sentence pairs."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write `baseline.json` and safetensors; `Baseline.load` makes the same baseline of them."""
+
+
+class Baseline(ABC):
+    """A candidate that trains no transformer. The same data gives the same result: there are no seeds.
+
+    needs_base: whether it works on a base's frozen features. options_class: its fields and defaults.
+    """
+
+    name: ClassVar[str]
+    needs_base: ClassVar[bool] = False
+    options_class: ClassVar[type[Settings]]
+
+    def make_options(self, fields: Mapping[str, Any]) -> Settings:
+        """The options from the user's fields. Raises UserError with all unknown fields and bad values."""
+        return validated(self.options_class, fields, self.name)
+
+    @abstractmethod
+    def fit(
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None,
+        labels: IntArray,
+        label_count: int,
+        options: Settings,
+        base: Base | None,
+    ) -> Fitted:
+        """Fit on labelled texts; labels [texts] are ids below `label_count`.
+
+        options: from `make_options`. base: where `needs_base` says so. Raises UserError for data that it
+        cannot be fitted on.
+        """
+
+    @abstractmethod
+    def load(self, folder: Path, base: Base | None) -> Fitted:
+        """What `Fitted.save` wrote. Raises UserError for a missing or damaged file."""
+
+
+class SavedBaseline(Settings):
+    """What `baseline.json` holds: which baseline, on which base, with which options."""
+
+    baseline: str
+    label_count: int
+    base: str | None = None
+    options: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+def write_baseline(folder: Path, saved: SavedBaseline, tensors: Tensors) -> None:
+    """Write `baseline.json` and `baseline.safetensors`, each atomically."""
+    from safetensors.numpy import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / WEIGHTS) as path:
+        save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, path)
+    write_json(folder / DESCRIPTION, saved.model_dump(mode="json"))
+
+
+def read_saved(folder: Path) -> SavedBaseline:
+    """Which baseline lies in a folder. Raises UserError for a missing or damaged file."""
+    path = folder / DESCRIPTION
+    return validated(SavedBaseline, read_json(path), str(path))
+
+
+def read_tensors(folder: Path, *names: str) -> Tensors:
+    """The tensors of a saved baseline. Raises UserError for a missing or damaged file, or a missing name."""
+    from safetensors.numpy import load_file
+
+    path = folder / WEIGHTS
+    try:
+        tensors: Tensors = load_file(path)
+    except Exception as error:  # safetensors raises its own type for every kind of damage
+        raise unreadable(path, error) from error
+    if missing := [name for name in names if name not in tensors]:
+        raise unreadable(path, f"no {', '.join(missing)}")
+    return tensors
+
+
+def read_json(path: Path) -> Any:
+    """A JSON document. Raises UserError for a missing or damaged file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, found: object) -> UserError:
+    """The error for a file of a saved baseline that cannot be used."""
+    return UserError(
+        Problem(
+            str(path), "a file of a saved baseline, whole", str(found), "Fit and save the baseline again."
+        )
+    )

@@ -1,0 +1,207 @@
+"""Linear probe: logistic regression on a frozen base's mean-pooled last hidden state."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import Field
+
+from tunestack.baselines.base import (
+    Baseline,
+    Fitted,
+    FloatArray,
+    SavedBaseline,
+    read_saved,
+    read_tensors,
+    write_baseline,
+)
+from tunestack.baselines.logistic import NAMES, Logistic, LogisticOptions, fit_logistic
+from tunestack.config import Settings
+from tunestack.errors import Problem, UserError
+
+if TYPE_CHECKING:
+    from tunestack.bases import Base
+    from tunestack.data.encode import IntArray
+
+BATCH_TOKENS = 8192
+"""Padded tokens of one batch."""
+
+
+class LinearProbeOptions(LogisticOptions):
+    """scikit-learn's fields of LogisticRegression, and how much of a text is read."""
+
+    max_length: int = Field(default=512, ge=4)
+    """Longest input in tokens; longer ones are cut."""
+
+
+class FeatureCache:
+    """Features on the base last worked on, by what was encoded; forgotten with that base.
+
+    Candidates on one base share them. entries: how many splits are kept, the most recent ones.
+    """
+
+    def __init__(self, entries: int = 8) -> None:
+        self.entries = entries
+        self._base: weakref.ref[Base] | None = None
+        self._features: OrderedDict[str, FloatArray] = OrderedDict()
+
+    def get(self, base: Base, key: str, compute: Callable[[], FloatArray]) -> FloatArray:
+        """The features kept under `key`, or those that `compute` gives."""
+        if self._base is None or self._base() is not base:
+            self._features.clear()
+            self._base = weakref.ref(base, lambda _: self._features.clear())
+        if key not in self._features:
+            self._features[key] = compute()
+        self._features.move_to_end(key)
+        while len(self._features) > self.entries:
+            self._features.popitem(last=False)
+        return self._features[key]
+
+
+class Encoder:
+    """A frozen base that turns texts into features; its weights are loaded when first needed."""
+
+    def __init__(self, base: Base, cache: FeatureCache) -> None:
+        self.base = base
+        self.cache = cache
+
+    @cached_property
+    def model(self) -> Any:
+        """The base without its head, in evaluation mode."""
+        from transformers import AutoModelForSequenceClassification
+
+        config = self.base.model_config(num_labels=2)
+        return self.base.load_model(AutoModelForSequenceClassification, config).model.base_model
+
+    @cached_property
+    def parameters(self) -> int:
+        """How many parameters the base has without its head."""
+        from transformers import AutoModelForSequenceClassification
+
+        config = self.base.model_config(num_labels=2)
+        skeleton = self.base.skeleton(AutoModelForSequenceClassification, config)
+        return sum(parameter.numel() for parameter in skeleton.base_model.parameters())
+
+    def features(self, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int) -> FloatArray:
+        """Mean of the last hidden state over each text's tokens: [texts, hidden size] fp32."""
+        content = json.dumps([max_length, list(texts), None if pairs is None else list(pairs)])
+        key = hashlib.sha256(content.encode()).hexdigest()
+        return self.cache.get(self.base, key, lambda: self._compute(texts, pairs, max_length))
+
+    def _compute(self, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int) -> FloatArray:
+        import torch
+
+        from tunestack.data.batches import evaluation_batches
+        from tunestack.data.encode import encode, pad
+
+        base = self.base
+        encoded = encode(base.tokenizer, texts, pairs, None, max_length)
+        features = np.empty((len(texts), base.config.get_text_config().hidden_size), dtype=np.float32)
+        with torch.inference_mode():
+            for indices in evaluation_batches(encoded.lengths, BATCH_TOKENS):
+                # Padded on the right, whatever the tokenizer prefers: positions then count from the text's
+                # first token, and no token of a decoder sees the padding.
+                batch = pad([(encoded, indices)], base.tokenizer.pad_token_id)
+                batch = {name: tensor.to(base.device) for name, tensor in batch.items()}
+                hidden = self.model(**batch).last_hidden_state.float()
+                mask = batch["attention_mask"].to(hidden.device).unsqueeze(-1)
+                mean = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+                features[indices] = mean.cpu().numpy()
+        features.flags.writeable = False
+        return features
+
+
+class FittedLinearProbe(Fitted):
+    """A logistic regression on a base's features; the standardisation is folded into its weights."""
+
+    def __init__(self, options: LinearProbeOptions, encoder: Encoder, logistic: Logistic) -> None:
+        self.options = options
+        self.encoder = encoder
+        self.logistic = logistic
+        self.trainable_parameters = logistic.parameters
+        self.total_parameters = logistic.parameters + encoder.parameters
+
+    def probabilities(self, texts: Sequence[str], pairs: Sequence[str] | None) -> FloatArray:
+        """[texts, classes] fp64."""
+        features = self.encoder.features(texts, pairs, self.options.max_length)
+        return self.logistic.probabilities(features.astype(np.float64))
+
+    def save(self, folder: Path) -> None:
+        """Write the options, the base's name and the regression; the base itself is not copied."""
+        saved = SavedBaseline(
+            baseline=LinearProbe.name,
+            label_count=self.logistic.label_count,
+            base=self.encoder.base.name,
+            options=self.options.model_dump(mode="json"),
+        )
+        write_baseline(folder, saved, self.logistic.tensors())
+
+
+class LinearProbe(Baseline):
+    """What a frozen base knows already, before any fine-tuning."""
+
+    name = "linear-probe"
+    needs_base = True
+    options_class = LinearProbeOptions
+
+    def __init__(self) -> None:
+        self.cache = FeatureCache()
+
+    def fit(
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None,
+        labels: IntArray,
+        label_count: int,
+        options: Settings,
+        base: Base | None,
+    ) -> FittedLinearProbe:
+        """Encode with the frozen base, standardise, fit. Raises UserError for one class only."""
+        assert isinstance(options, LinearProbeOptions)
+        encoder = self._encoder(base)
+        features = encoder.features(texts, pairs, options.max_length)
+        return FittedLinearProbe(options, encoder, _fit_standardised(features, labels, label_count, options))
+
+    def load(self, folder: Path, base: Base | None) -> FittedLinearProbe:
+        """Read the regression, to be used on the base that it was fitted on."""
+        saved = read_saved(folder)
+        options = self.make_options(saved.options)
+        assert isinstance(options, LinearProbeOptions)
+        logistic = Logistic.from_tensors(read_tensors(folder, *NAMES), saved.label_count)
+        encoder = self._encoder(base)
+        fitted, given = logistic.coef.shape[1], encoder.base.config.get_text_config().hidden_size
+        if fitted != given:
+            raise UserError(
+                Problem(
+                    str(folder),
+                    f"its base, {saved.base}, with {fitted} features",
+                    f"{encoder.base.name} with {given}",
+                    f"Load it on {saved.base}.",
+                )
+            )
+        return FittedLinearProbe(options, encoder, logistic)
+
+    def _encoder(self, base: Base | None) -> Encoder:
+        if base is None:
+            raise ValueError(f"{self.name} needs a base")
+        return Encoder(base, self.cache)
+
+
+def _fit_standardised(
+    features: FloatArray, labels: IntArray, label_count: int, options: LogisticOptions
+) -> Logistic:
+    """Fit on features of mean 0 and variance 1, and express the result in the features as they are."""
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler()
+    fitted = fit_logistic(scaler.fit_transform(features.astype(np.float64)), labels, label_count, options)
+    coef = fitted.coef / scaler.scale_
+    return Logistic(coef, fitted.intercept - coef @ scaler.mean_, fitted.classes, label_count)

@@ -1,0 +1,151 @@
+"""TF-IDF of word n-grams and logistic regression: minutes of work saved, or the bar to clear."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from tunestack.baselines.base import (
+    Baseline,
+    Fitted,
+    FloatArray,
+    SavedBaseline,
+    read_json,
+    read_saved,
+    read_tensors,
+    unreadable,
+    write_baseline,
+)
+from tunestack.baselines.logistic import NAMES, Logistic, LogisticOptions, fit_logistic
+from tunestack.config import Settings
+from tunestack.errors import Problem, UserError
+from tunestack.files import write_json
+
+if TYPE_CHECKING:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    from tunestack.bases import Base
+    from tunestack.data.encode import IntArray
+
+VOCABULARY = "vocabulary.json"
+
+
+class TfidfOptions(LogisticOptions):
+    """scikit-learn's fields of TfidfVectorizer and LogisticRegression."""
+
+    ngram_range: tuple[int, int] = (1, 2)
+    """Shortest and longest n-gram."""
+    analyzer: Literal["word", "char", "char_wb"] = "word"
+    """What n-grams are made of: words, characters, or characters inside words."""
+    lowercase: bool = True
+    """Compare texts without upper case."""
+    strip_accents: Literal["ascii", "unicode"] | None = None
+    """Remove accents."""
+    min_df: int | float = 2
+    """Leave out terms in fewer texts than this: a count (integer) or a share (0.0 to 1.0)."""
+    max_df: int | float = 1.0
+    """Leave out terms in more texts than this: a count (integer) or a share (0.0 to 1.0)."""
+    max_features: int | None = Field(default=None, ge=1)
+    """Keep only this many of the most frequent terms."""
+    sublinear_tf: bool = True
+    """Count a term as 1 + ln(occurrences)."""
+
+    @field_validator("ngram_range")
+    @classmethod
+    def _ordered(cls, value: tuple[int, int]) -> tuple[int, int]:
+        if not 1 <= value[0] <= value[1]:
+            raise ValueError("two integers, 1 <= shortest <= longest")
+        return value
+
+    @field_validator("min_df", "max_df", mode="plain")
+    @classmethod
+    def _count_or_share(cls, value: object) -> int | float:
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+            return value
+        if isinstance(value, float) and 0 <= value <= 1:
+            return value
+        raise ValueError("a count of texts (an integer of at least 1) or a share of them (0.0 to 1.0)")
+
+
+class FittedTfidf(Fitted):
+    """A vocabulary in column order, its inverse document frequencies, and the logistic regression."""
+
+    def __init__(self, options: TfidfOptions, vectorizer: TfidfVectorizer, logistic: Logistic) -> None:
+        self.options = options
+        self.vectorizer = vectorizer
+        self.logistic = logistic
+        self.trainable_parameters = self.total_parameters = logistic.parameters + len(vectorizer.idf_)
+
+    def probabilities(self, texts: Sequence[str], pairs: Sequence[str] | None) -> FloatArray:
+        """[texts, classes] fp64."""
+        return self.logistic.probabilities(self.vectorizer.transform(_documents(texts, pairs)))
+
+    def save(self, folder: Path) -> None:
+        """Write the vocabulary as JSON and the numbers as safetensors."""
+        saved = SavedBaseline(
+            baseline=Tfidf.name,
+            label_count=self.logistic.label_count,
+            options=self.options.model_dump(mode="json"),
+        )
+        write_baseline(folder, saved, {"idf": self.vectorizer.idf_, **self.logistic.tensors()})
+        write_json(folder / VOCABULARY, self.vectorizer.get_feature_names_out().tolist())
+
+
+class Tfidf(Baseline):
+    """TfidfVectorizer and LogisticRegression; sentence pairs are joined to one text."""
+
+    name = "tfidf"
+    options_class = TfidfOptions
+
+    def fit(
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None,
+        labels: IntArray,
+        label_count: int,
+        options: Settings,
+        base: Base | None,
+    ) -> FittedTfidf:
+        """Fit both. Raises UserError where no term is left, or one class only."""
+        assert isinstance(options, TfidfOptions)
+        vectorizer = _vectorizer(options)
+        try:
+            features = vectorizer.fit_transform(_documents(texts, pairs))
+        except ValueError as error:
+            raise UserError(
+                Problem(
+                    "tfidf",
+                    f"terms that min_df {options.min_df} and max_df {options.max_df} keep",
+                    f"{len(texts)} texts: {error}",
+                    "Lower min_df, raise max_df, or give more texts.",
+                )
+            ) from error
+        return FittedTfidf(options, vectorizer, fit_logistic(features, labels, label_count, options))
+
+    def load(self, folder: Path, base: Base | None) -> FittedTfidf:
+        """Build the vectorizer and the regression from the files."""
+        saved = read_saved(folder)
+        options = self.make_options(saved.options)
+        assert isinstance(options, TfidfOptions)
+        tensors = read_tensors(folder, "idf", *NAMES)
+        terms = read_json(folder / VOCABULARY)
+        if len(terms) != len(tensors["idf"]):
+            raise unreadable(folder / VOCABULARY, f"{len(terms)} terms for {len(tensors['idf'])} weights")
+        vectorizer = _vectorizer(options, vocabulary=terms)
+        vectorizer.idf_ = tensors["idf"]
+        return FittedTfidf(options, vectorizer, Logistic.from_tensors(tensors, saved.label_count))
+
+
+def _vectorizer(options: TfidfOptions, vocabulary: list[str] | None = None) -> TfidfVectorizer:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    fields: dict[str, Any] = options.model_dump(exclude=set(LogisticOptions.model_fields))
+    return TfidfVectorizer(**fields, vocabulary=vocabulary, dtype=np.float64)
+
+
+def _documents(texts: Sequence[str], pairs: Sequence[str] | None) -> Sequence[str]:
+    return texts if pairs is None else [f"{text}\n{pair}" for text, pair in zip(texts, pairs, strict=True)]

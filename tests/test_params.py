@@ -1,0 +1,180 @@
+"""Parameter counts against PEFT's own, and the published figures explained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from rich.console import Console
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from tunestack.errors import UserError
+from tunestack.params import count_parameters, render_params
+
+CONFIGS = Path(__file__).resolve().parents[1] / "recipes" / "configs"
+ROBERTA, MISTRAL, LLAMA = (
+    CONFIGS / f"{name}.json" for name in ("roberta-large", "mistral-7b-v0.1", "llama-2-7b")
+)
+QV = ["q_proj", "v_proj"]
+
+
+def meta_model(path: Path, num_labels: int = 2) -> Any:
+    config = AutoConfig.from_pretrained(str(path), num_labels=num_labels)
+    with torch.device("meta"):
+        return AutoModelForSequenceClassification.from_config(config)
+
+
+def peft_counts(path: Path, fields: dict[str, Any], num_labels: int = 2) -> tuple[int, int]:
+    """(trainable, all) as PEFT counts them."""
+    with torch.device("meta"):
+        model = get_peft_model(meta_model(path, num_labels), LoraConfig(task_type="SEQ_CLS", **fields))
+    return model.get_nb_trainable_parameters()
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "trainable", "total"),
+    [
+        (ROBERTA, {"r": 2, "target_modules": ["query", "value"]}, 1_248_258, 356_610_052),
+        (MISTRAL, {"r": 2, "target_modules": QV}, 860_160, 7_111_528_448),
+        (MISTRAL, {"r": 4, "target_modules": QV}, 1_712_128, 7_112_380_416),
+        (MISTRAL, {"r": 2, "target_modules": [*QV, "k_proj", "o_proj"]}, 1_712_128, 7_112_380_416),
+        (LLAMA, {"r": 16, "target_modules": QV}, 8_396_800, 6_615_748_608),
+    ],
+)
+def test_counts_of_large_models(path: Path, fields: dict[str, Any], trainable: int, total: int) -> None:
+    count = count_parameters(path, "lora", fields)
+    assert (count.trainable, count.total) == (trainable, total) == peft_counts(path, fields)
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "published"),
+    [
+        (ROBERTA, {"r": 2}, 2_299_908),
+        (MISTRAL, {"r": 4}, 1_720_320),
+        (LLAMA, {"r": 16}, 8_404_992),
+    ],
+)
+def test_published_figures_count_the_head_twice(path: Path, fields: dict[str, Any], published: int) -> None:
+    count = count_parameters(path, "lora", fields)
+    assert count.trainable + count.by_part["head as loaded (frozen)"] == published
+
+
+TINY: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "bert": (
+        {"model_type": "bert", "num_attention_heads": 4, "intermediate_size": 24},
+        ["query", "key", "value", "attention.output.dense", "intermediate.dense"],
+    ),
+    "roberta": (
+        {"model_type": "roberta", "num_attention_heads": 4, "intermediate_size": 24},
+        ["query", "value", "output.dense"],
+    ),
+    "distilbert": (
+        {"model_type": "distilbert", "dim": 16, "hidden_dim": 24, "n_layers": 2, "n_heads": 4},
+        ["q_lin", "v_lin", "lin1"],
+    ),
+    "qwen2": (
+        {
+            "model_type": "qwen2",
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "intermediate_size": 24,
+            "tie_word_embeddings": True,
+        },
+        ["q_proj", "v_proj", "down_proj"],
+    ),
+    "gpt2": ({"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 4}, ["c_attn", "mlp.c_fc"]),
+}
+
+
+def write_tiny(folder: Path, kind: str) -> Path:
+    path = folder / f"{kind}.json"
+    shape = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2} if kind != "distilbert" else {}
+    path.write_text(json.dumps({**shape, **TINY[kind][0]}))
+    return path
+
+
+@settings(max_examples=15, deadline=None)
+@given(data=st.data(), kind=st.sampled_from(sorted(TINY)), r=st.integers(1, 8), num_labels=st.integers(2, 5))
+def test_lora_counts_as_peft_does(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, kind: str, r: int, num_labels: int
+) -> None:
+    path = write_tiny(tmp_path_factory.mktemp("tiny"), kind)
+    targets = data.draw(st.lists(st.sampled_from(TINY[kind][1]), min_size=1, unique=True))
+    fields = {"r": r, "target_modules": targets}
+    count = count_parameters(path, "lora", fields, num_labels)
+    assert (count.trainable, count.total) == peft_counts(path, fields, num_labels)
+    assert sum(count.by_part.values()) == count.total
+    assert sum(count.by_module.values()) == count.trainable
+
+
+def test_trained_biases_are_the_trials_own(tmp_path: Path) -> None:
+    """PEFT trains the base's biases in place; here the base stays as it is, and the trial has copies."""
+    path = write_tiny(tmp_path, "bert")
+    fields = {"r": 2, "target_modules": ["query", "value"], "bias": "lora_only"}
+    count = count_parameters(path, "lora", fields)
+    trainable, total = peft_counts(path, fields)
+    assert count.trainable == trainable
+    assert count.total == total + 2 * 2 * 16
+
+
+@pytest.mark.parametrize("kind", TINY)
+def test_full_fine_tuning_trains_every_parameter_once(kind: str, tmp_path: Path) -> None:
+    path = write_tiny(tmp_path, kind)
+    count = count_parameters(path, "full", {}, num_labels=3)
+    assert count.trainable == count.total == meta_model(path, 3).num_parameters()
+
+
+def test_modules_are_named_without_their_layer_numbers() -> None:
+    count = count_parameters(ROBERTA, "lora", {"r": 2})
+    assert count.by_module == {
+        "roberta.encoder.layer.*.attention.self.query": 24 * 2 * (1024 + 1024),
+        "roberta.encoder.layer.*.attention.self.value": 24 * 2 * (1024 + 1024),
+        "classifier.dense": 1024 * 1024 + 1024,
+        "classifier.out_proj": 2 * 1024 + 2,
+    }
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(render_params(count))
+    shown = capture.get()
+    assert "356,610,052" in shown
+    assert "1,248,258" in shown
+    assert "0.3500%" in shown
+
+
+@pytest.mark.parametrize(
+    ("method", "fields", "message"),
+    [
+        ("lorra", {}, "'lora'"),
+        ("lora", {"rank": 4}, "Known"),
+        ("lora", {"target_modules": ["q_pro"]}, "self_attn.q_proj"),
+        ("lora", {"r": 100_000}, "1 <= r <= 4096"),
+    ],
+)
+def test_what_cannot_be_counted_is_explained(method: str, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        count_parameters(MISTRAL, method, fields)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file"),
+        ('{"model_type": "bert"', "can be loaded"),
+        ('{"model_type": "bertt"}', "can be loaded"),
+        ('{"model_type": "vit"}', "classify sequences"),
+    ],
+)
+def test_a_config_that_cannot_be_used_is_a_user_error(
+    content: str | None, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "config.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        count_parameters(path, "lora", {})
