@@ -1,1 +1,21 @@
 """tunestack: which model and which fine-tuning method should I ship?"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tunestack.api import compare, describe, load
+    from tunestack.errors import UserError
+
+__all__ = ["UserError", "compare", "describe", "load"]
+
+_HOMES = {"compare": "api", "describe": "api", "load": "api", "UserError": "errors"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the interface on first use, so that `import tunestack` costs nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

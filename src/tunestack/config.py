@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 
 def _label_text(value: object) -> object:
@@ -81,7 +81,10 @@ class TrainingConfig(Settings):
 
 
 class MethodConfig(Settings):
-    """One entry of `methods`: a name, its own fields, and what it trains with differently."""
+    """One entry of `methods`: a name, its own fields, and what it trains with differently.
+
+    The method's own fields stand beside the others: `{method: lora, r: 8, training: {learning_rate: 5e-4}}`.
+    """
 
     method: str
     """The registered name: lora, full, linear-probe, tfidf, majority, ..."""
@@ -93,6 +96,18 @@ class MethodConfig(Settings):
     """Training fields that differ for this method."""
     grid: dict[str, list[Any]] = {}
     """Fields (of the method or of training) with several values each: one candidate for every combination."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_fields(cls, value: Any) -> Any:
+        """Accept a bare name, and the method's own fields beside ours."""
+        if isinstance(value, str):
+            return {"method": value}
+        if not isinstance(value, dict):
+            return value
+        ours = {name: field for name, field in value.items() if name in cls.model_fields}
+        own = {name: field for name, field in value.items() if name not in cls.model_fields}
+        return {**ours, "config": {**ours.get("config", {}), **own}}
 
 
 class BaseConfig(Settings):
@@ -111,6 +126,11 @@ class BaseConfig(Settings):
     revision: str | None = None
     """Hub revision."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_name(cls, value: Any) -> Any:
+        return {"model": value} if isinstance(value, str) else value
+
 
 class CompareConfig(Settings):
     """A comparison: every base with every method with every seed, on one task."""
@@ -120,9 +140,16 @@ class CompareConfig(Settings):
     methods: list[MethodConfig] = Field(min_length=1)
     training: TrainingConfig = TrainingConfig()
     seeds: list[int] = Field(default=[1, 2, 3], min_length=1)
+    """Seeds of every candidate that has any randomness: a list, or how many."""
     metric: str = "f1"
     """What candidates are chosen by, on validation: f1 (macro beyond two classes), accuracy, mcc, ..."""
     slots: int | None = Field(default=None, ge=1)
     """How many trials train together at most; default: all that fit."""
     output: str = "runs/comparison"
     """The run folder."""
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _count(cls, value: Any) -> Any:
+        """Accept how many seeds: 3 means 1, 2, 3."""
+        return list(range(1, value + 1)) if isinstance(value, int) and not isinstance(value, bool) else value

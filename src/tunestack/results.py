@@ -80,7 +80,8 @@ class Costs(Record):
     """What one run of this candidate alone costs, measured in a process of its own.
 
     train_seconds: seconds a step, measured, times the steps of the whole run.
-    peak_memory_bytes: device memory on an accelerator, else the process's peak resident memory.
+    peak_memory_bytes: of the accelerator, else of the process, beyond the interpreter and its libraries;
+    None where the system does not tell.
     adapter_bytes: what is stored on disk for one trained trial, head included.
     """
 

@@ -103,7 +103,8 @@ class Encoder:
         from tunestack.data.encode import encode, pad
 
         base = self.base
-        encoded = encode(base.tokenizer, texts, pairs, None, max_length)
+        limit = min(max_length, base.longest_input)
+        encoded = encode(base.tokenizer, texts, pairs, None, limit)
         features = np.empty((len(texts), base.config.get_text_config().hidden_size), dtype=np.float32)
         with torch.inference_mode():
             for indices in evaluation_batches(encoded.lengths, BATCH_TOKENS):

@@ -38,6 +38,19 @@ class Base:
     device: torch.device
     dtype: torch.dtype
 
+    @property
+    def longest_input(self) -> int:
+        """How many tokens the base takes at most, by its tokenizer and its table of positions.
+
+        Bases with rotary or relative positions have no such table: they are limited by the tokenizer alone.
+        """
+        config = self.config.get_text_config()
+        row = LAYOUTS.get(config.model_type)
+        positions = getattr(config, "max_position_embeddings", None)
+        if positions is None or row is None or row.position_offset is None:
+            return int(self.tokenizer.model_max_length)
+        return int(min(self.tokenizer.model_max_length, positions - row.position_offset))
+
     def model_config(self, num_labels: int, **fields: Any) -> PretrainedConfig:
         """The config of a model for this many labels, padding token set."""
         config = copy.deepcopy(self.config)
@@ -47,6 +60,14 @@ class Base:
         for name, value in fields.items():
             setattr(config, name, value)
         return config
+
+    def skeleton(self, auto_class: type[_BaseAutoModelClass], config: PretrainedConfig) -> PreTrainedModel:
+        """The model on the meta device, without weights: for checks and counts."""
+        with torch.device("meta"):
+            model: PreTrainedModel = auto_class.from_config(
+                config, trust_remote_code=self.settings.trust_remote_code
+            )
+        return model
 
     def load_model(
         self,

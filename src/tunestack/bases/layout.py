@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
@@ -14,6 +14,7 @@ class Layout:
     query, key, value: the projections (one fused name may stand for all three).
     attention_output, ffn_in, ffn_out: the other linears of a block.
     head: what a classification model adds to the plain one, trained in full by every method.
+    position_offset: how many places of its table of positions a base leaves unused; None without a table.
     """
 
     query: str
@@ -23,6 +24,7 @@ class Layout:
     ffn_in: str
     ffn_out: str
     head: tuple[str, ...] = ("score",)
+    position_offset: int | None = None
 
     @property
     def attention_targets(self) -> list[str]:
@@ -31,17 +33,25 @@ class Layout:
 
 
 _BERT = Layout(
-    "query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense", ("classifier",)
+    "query",
+    "key",
+    "value",
+    "attention.output.dense",
+    "intermediate.dense",
+    "output.dense",
+    ("classifier",),
+    0,
 )
+_ROBERTA = replace(_BERT, position_offset=2)
 _LLAMA = Layout("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
 
 LAYOUTS: dict[str, Layout] = {
     "bert": _BERT,
-    "roberta": _BERT,
-    "xlm-roberta": _BERT,
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
     "electra": _BERT,
     "distilbert": Layout(
-        "q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2", ("pre_classifier", "classifier")
+        "q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2", ("pre_classifier", "classifier"), 0
     ),
     "deberta-v2": Layout(
         "query_proj",
@@ -51,6 +61,7 @@ LAYOUTS: dict[str, Layout] = {
         "intermediate.dense",
         "output.dense",
         ("pooler", "classifier"),
+        0,
     ),
     "modernbert": Layout("Wqkv", "Wqkv", "Wqkv", "attn.Wo", "mlp.Wi", "mlp.Wo", ("head", "classifier")),
     "llama": _LLAMA,
@@ -60,8 +71,8 @@ LAYOUTS: dict[str, Layout] = {
     "gemma": _LLAMA,
     "gemma2": _LLAMA,
     "phi3": Layout("qkv_proj", "qkv_proj", "qkv_proj", "o_proj", "gate_up_proj", "down_proj"),
-    "gpt2": Layout("c_attn", "c_attn", "c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
-    "gpt_neo": Layout("q_proj", "k_proj", "v_proj", "out_proj", "mlp.c_fc", "mlp.c_proj"),
+    "gpt2": Layout("c_attn", "c_attn", "c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj", position_offset=0),
+    "gpt_neo": Layout("q_proj", "k_proj", "v_proj", "out_proj", "mlp.c_fc", "mlp.c_proj", position_offset=0),
     "gptj": Layout("q_proj", "k_proj", "v_proj", "out_proj", "mlp.fc_in", "mlp.fc_out"),
     "gpt_neox": Layout(
         "query_key_value",
@@ -79,7 +90,7 @@ LAYOUTS: dict[str, Layout] = {
         "dense_h_to_4h",
         "dense_4h_to_h",
     ),
-    "opt": Layout("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
+    "opt": Layout("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2", position_offset=0),
 }
 
 

@@ -70,6 +70,7 @@ class Source:
         spread = settings.device_map in ("auto", "balanced", "sequential")
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()  # a head that the weights lack is no news: every trial draws its own
+        logging.disable_progress_bar()
         try:
             model, info = auto_class.from_pretrained(
                 self.location,

@@ -74,11 +74,13 @@ class Method(ABC):
     """A family of fine-tuning methods, configured by a PEFT config.
 
     stacks: whether trials share a forward pass on one frozen base. Others run as a stack of one on a
-    model of their own.
+    model of their own, in fp32 with mixed precision. saves_whole_model: what it saves is a transformers
+    folder that needs no base.
     """
 
     name: ClassVar[str]
     stacks: ClassVar[bool] = True
+    saves_whole_model: ClassVar[bool] = False
     config_class: ClassVar[type[PeftConfig]]
     training_defaults: ClassVar[dict[str, Any]] = {}
 
@@ -108,6 +110,10 @@ class Method(ABC):
                     self.name, f"values that {self.config_class.__name__} takes", str(error), "Correct them."
                 )
             ) from error
+
+    def weights_dtype(self, base: torch.dtype) -> torch.dtype:
+        """What the model's weights are held in while this method trains."""
+        return base if self.stacks else torch.float32
 
     def defaults(self, model_type: str) -> dict[str, Any]:
         """The fields that a user who gives none gets on this kind of base."""
@@ -159,14 +165,14 @@ def attach_copies(config: Any, host: Host, slot: int, seed: int, adapter: Adapte
     Modules without pretrained weights (heads) are drawn afresh from the seed, as transformers
     initialises them; others start from their pretrained weights.
     """
-    for wanted in config.modules_to_save or []:
-        for name, module in matching_modules(host, wanted):
-            own = copy.deepcopy(module).to(torch.float32).requires_grad_(True)
-            part = Copy(own, full_precision=name in host.head)
-            initialise_fresh(host, name, part.module, stable_hash(seed, name))
-            host.place(name, slot, part)
-            for path, parameter in part.module.named_parameters():
-                adapter.add(f"{PEFT_PREFIX}{name}.{path}", parameter, decay=decays(path, parameter))
+    for name in whole_modules(host, config.modules_to_save or []):
+        own = host.pristine(name)
+        dtype = None if name in host.head else next(own.parameters()).dtype
+        own = own.to(torch.float32).requires_grad_(True)
+        initialise_fresh(host, name, own, stable_hash(seed, name))
+        host.place(name, slot, Copy(own, dtype))
+        for path, parameter in own.named_parameters():
+            adapter.add(f"{PEFT_PREFIX}{name}.{path}", parameter, decay=decays(path, parameter))
 
 
 def with_head(config: PeftConfig, head: Iterable[str]) -> PeftConfig:
@@ -181,13 +187,17 @@ def with_head(config: PeftConfig, head: Iterable[str]) -> PeftConfig:
     return result
 
 
-def matching_modules(host: Host, wanted: str) -> list[tuple[str, nn.Module]]:
-    """The modules that an entry of `modules_to_save` stands for, by PEFT's rule: a full name or its end."""
-    return [
-        (name, module)
-        for name, module in host.modules.items()
-        if name == wanted or name.endswith(f".{wanted}")
-    ]
+def whole_modules(host: Host, wanted: Iterable[str]) -> list[str]:
+    """The modules that `modules_to_save` stands for, by PEFT's rule: those whose names end like an entry.
+
+    One inside another that is taken already goes with it.
+    """
+    names: list[str] = []
+    for name in host.modules:
+        inside = any(name.startswith(f"{outer}.") for outer in names)
+        if not inside and any(name.endswith(end) for end in wanted):
+            names.append(name)
+    return names
 
 
 def decays(name: str, parameter: Tensor) -> bool:
@@ -206,10 +216,11 @@ def initialise_fresh(host: Host, name: str, module: nn.Module, seed: int) -> Non
             full = f"{name}.{path}".rstrip(".")
             if not any(full == fresh or full.startswith(f"{fresh}.") for fresh in host.fresh):
                 continue
-            for parameter in inner.parameters(recurse=False):
-                device = parameter.device
+            own = [(parameter, parameter.device) for parameter in inner.parameters(recurse=False)]
+            for parameter, _ in own:
                 parameter.data = parameter.data.cpu()
-                host.model._init_weights(inner)  # type: ignore[operator]
+            host.model._init_weights(inner)  # type: ignore[operator]
+            for parameter, device in own:
                 parameter.data = parameter.data.to(device)
 
 

@@ -25,6 +25,7 @@ class Full(Method):
 
     name = "full"
     stacks = False
+    saves_whole_model = True
     config_class = FullConfig
     training_defaults: ClassVar[dict[str, Any]] = {"learning_rate": 2e-5, "base_dropout": True}
 

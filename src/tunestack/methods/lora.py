@@ -57,7 +57,7 @@ class LoraPart(Part):
         self.p = p
 
     def initialise(self, kind: bool | str, seed: int) -> None:
-        """As PEFT: A kaiming_uniform(a=sqrt 5), or N(0, 1/r) with "gaussian"; B zero, or random with False."""
+        """As PEFT: A kaiming_uniform(a=sqrt 5) or, "gaussian", N(0, 1/r); B zero, with False random."""
         generator = torch.Generator().manual_seed(seed)
         if kind == "gaussian":
             nn.init.normal_(self.A, std=1 / self.A.shape[0], generator=generator)
@@ -70,16 +70,19 @@ class LoraPart(Part):
     def after(cls, x: Tensor, y: Tensor, members: Sequence[Member]) -> Tensor:
         """Add every slot's update to its own rows of y, in place."""
         weights = [weight for member in members for weight in (member.part.A, member.part.B)]
-        y = y if y.is_contiguous() else y.contiguous()
-        updated: Tensor = _AddUpdates.apply(x, y, members, *weights)  # type: ignore[no-untyped-call]
+        updated: Tensor = _AddUpdates.apply(y.contiguous(), x.contiguous(), members, *weights)  # type: ignore[no-untyped-call]
         return updated
 
 
 class _AddUpdates(torch.autograd.Function):
-    """Adds s B A x to y slot by slot; saves x once and never forms an update of y's size."""
+    """Adds s B A x to y slot by slot; saves x once and never forms an update of y's size.
+
+    y comes first: a linear's output is a view, and autograd takes the first input of a function that writes
+    into a view to be that view.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, members: Sequence[Member], *weights: Tensor) -> Tensor:
+    def forward(ctx: Any, y: Tensor, x: Tensor, members: Sequence[Member], *weights: Tensor) -> Tensor:
         ctx.members = members
         ctx.whole = sum(m.span.stop - m.span.start for m in members) == x.shape[0]
         saved: list[Tensor] = [x]
@@ -98,7 +101,7 @@ class _AddUpdates(torch.autograd.Function):
         grad = grads[0].contiguous()
         x, *saved = ctx.saved_tensors
         grad_x: Tensor | None = None
-        if ctx.needs_input_grad[0]:
+        if ctx.needs_input_grad[1]:
             grad_x = torch.empty_like(x) if ctx.whole else torch.zeros_like(x)
         tensors = iter(saved)
         grad_weights: list[Tensor | None] = []
@@ -114,7 +117,7 @@ class _AddUpdates(torch.autograd.Function):
                 torch.mm(grad_low, a, out=_rows(grad_x, member))
                 if keep is not None:
                     _rows(grad_x, member).mul_(keep)
-        return (grad_x, grad, None, *grad_weights)
+        return (grad, grad_x, None, *grad_weights)
 
 
 def _drops(member: Member) -> bool:
@@ -131,7 +134,9 @@ def _input(x: Tensor, member: Member) -> tuple[Tensor, Tensor | None]:
     rows = _rows(x, member)
     if not _drops(member):
         return rows, None
-    keep = keep_mask(rows, member.part.p, member.span.noise or 0, member.site).mul_(1 / (1 - member.part.p))
+    own = x[member.span.start : member.span.stop]
+    keep = keep_mask(own, member.part.p, member.span, member.site).view(rows.shape)
+    keep.mul_(1 / (1 - member.part.p))
     return rows * keep, keep
 
 

@@ -7,7 +7,9 @@ Names of modules and parameters stay what they are.
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -23,12 +25,15 @@ class Span:
     noise: a number that, with a site's name, decides this slot's dropout masks in this step; None in
     evaluation, where nothing is dropped. It depends on the trial and its step alone, so a trial's masks
     are the same in any company, after a resume, and in a recomputed forward.
+    padding: by how many tokens the batch is longer than this slot's own rows; on the left if `left`.
     """
 
     slot: int
     start: int
     stop: int
     noise: int | None = None
+    padding: int = 0
+    left: bool = False
 
 
 class Rows:
@@ -49,17 +54,31 @@ def dropout(x: Tensor, p: float, span: Span, site: str) -> Tensor:
     """
     if span.noise is None or p == 0.0:
         return x
-    return x * keep_mask(x, p, span.noise, site).mul_(1 / (1 - p))
+    return x * keep_mask(x, p, span, site).mul_(1 / (1 - p))
 
 
-def keep_mask(x: Tensor, p: float, noise: int, site: str) -> Tensor:
-    """Ones where dropout keeps, zeros where it drops, in x's shape and dtype; p is met to 1 / 65,536."""
-    generator = torch.Generator(x.device).manual_seed(stable_hash(noise, site))
+def keep_mask(x: Tensor, p: float, span: Span, site: str) -> Tensor:
+    """Ones where dropout keeps, zeros where it drops, in x's shape and dtype; p is met to 1 / 65,536.
+
+    x: [rows, tokens, features], [rows, heads, tokens, tokens] or [rows, features]. The mask is drawn for
+    the slot's own longest row and kept open beyond it, for company that needs more padding must not
+    change it.
+    """
+    shape = list(x.shape)
+    token_axes = {3: (1,), 4: (2, 3)}.get(x.ndim, ())
+    for axis in token_axes:
+        shape[axis] -= span.padding
+    count = math.prod(shape)
+    generator = torch.Generator(x.device).manual_seed(stable_hash(span.noise, site))
     # 16 random bits an element, four elements a draw: several times faster than bernoulli_ on a CPU.
-    draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device)
+    draws = torch.empty((count + 3) // 4, dtype=torch.int64, device=x.device)
     draws.random_(-(2**63), None, generator=generator)
-    bits = draws.view(torch.int16)[: x.numel()].view(x.shape)
-    return (bits >= round(p * 65536) - 32768).to(x.dtype)
+    bits = draws.view(torch.int16)[:count].view(shape)
+    keep = (bits >= round(p * 65536) - 32768).to(x.dtype)
+    if span.padding and token_axes:
+        beyond = (span.padding, 0) if span.left else (0, span.padding)
+        keep = nn.functional.pad(keep, (0, 0, *beyond) if x.ndim == 3 else (*beyond, *beyond), value=1)
+    return keep
 
 
 def stable_hash(*values: object) -> int:
@@ -105,7 +124,11 @@ class Site:
         self.rows = rows
         self.parts: dict[int, list[Part]] = {}
         self.original: Callable[..., Any] = module.forward
-        module.forward = self.forward
+        self.open()
+
+    def open(self) -> None:
+        """Take the module's forward over."""
+        self.module.forward = self.forward
 
     def close(self) -> None:
         """Give the module its own forward back."""
@@ -119,13 +142,31 @@ class Site:
             for part in self.parts.get(span.slot, ()):
                 kinds.setdefault(type(part), []).append(Member(part, span, self.name))
                 replaced += part.replaces
+        if not kinds:
+            return self.original(x, *args, **kwargs)
+        rows = self.rows.spans[-1].stop
+        shape = x.shape
+        x = _by_rows(x, rows)
         for kind, members in kinds.items():
             x = kind.before(x, members)
         # Where every slot brings a module of its own, the base's is not needed.
-        y = x if replaced and replaced == len(self.rows.spans) else self.original(x, *args, **kwargs)
+        whole = replaced and replaced == len(self.rows.spans)
+        y = x if whole else _by_rows(self.original(_as_before(x, shape), *args, **kwargs), rows)
         for kind, members in kinds.items():
             y = kind.after(x, y, members)
-        return y
+        return _as_before(y, shape)
+
+
+def _by_rows(x: Tensor, rows: int) -> Tensor:
+    """x with one entry a row of the batch, where a model has folded the tokens in, or shares one for all."""
+    if x.shape[0] == 1 < rows:
+        return x.expand(rows, *x.shape[1:])
+    return x if x.shape[0] == rows else x.view(rows, -1, *x.shape[1:])
+
+
+def _as_before(y: Tensor, shape: torch.Size) -> Tensor:
+    """Undo `_by_rows` where it took folded tokens apart."""
+    return y.flatten(0, 1) if shape[0] > y.shape[0] else y
 
 
 class Host:
@@ -149,6 +190,17 @@ class Host:
             self.sites[name] = Site(name, self.modules[name], self.rows)
         self.sites[name].parts.setdefault(slot, []).append(part)
 
+    def pristine(self, name: str) -> nn.Module:
+        """A copy of the base's module of that name, without what slots have placed in it."""
+        inside = [site for place, site in self.sites.items() if f"{place}.".startswith(f"{name}.")]
+        for site in inside:
+            site.close()
+        try:
+            return copy.deepcopy(self.modules[name])
+        finally:
+            for site in inside:
+                site.open()
+
     def remove(self, slot: int) -> None:
         """Take a slot's parts out everywhere; the base is then what it was before for that slot."""
         for name, site in list(self.sites.items()):
@@ -159,23 +211,26 @@ class Host:
 
 
 class Copy(Part):
-    """A slot's own copy of a whole module, in fp32: heads, and whatever `modules_to_save` names."""
+    """A slot's own copy of a whole module, in fp32: heads, and whatever `modules_to_save` names.
+
+    dtype: of the output, which the base goes on with; None leaves it in fp32, for heads.
+    """
 
     replaces = True
 
-    def __init__(self, module: nn.Module, full_precision: bool) -> None:
+    def __init__(self, module: nn.Module, dtype: torch.dtype | None) -> None:
         super().__init__()
         self.module = module
-        self.full_precision = full_precision
+        self.dtype = dtype
 
     @classmethod
     def after(cls, x: Tensor, y: Tensor, members: Sequence[Member]) -> Tensor:
-        """Each slot's rows through its own copy; heads return fp32, others what the base computes in."""
+        """Each slot's rows through its own copy."""
         pieces = []
         for member, part in ((member, member.part) for member in members):
             rows = x[member.span.start : member.span.stop]
             out = part.module(rows.float() if rows.is_floating_point() else rows)
-            pieces.append(out if part.full_precision else out.to(y.dtype))
+            pieces.append(out.to(part.dtype or out.dtype))
         return replace_rows(y, pieces, members)
 
 

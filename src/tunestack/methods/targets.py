@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from typing import Any
 
@@ -46,7 +47,9 @@ def target_names(
     wanted = fields.target_modules
     names: list[str] = []
     if wanted == ALL_LINEAR:
-        names = linears
+        every = copy.copy(config)
+        every.target_modules = set(linears)  # type: ignore[attr-defined]
+        names = [name for name in linears if check_target_module_exists(every, name)]
     elif not wanted:
         collected.add(
             f"{where}.target_modules",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ class Event:
     steps: of how many. point: the evaluation, with kind "evaluated". message: with kind "failed".
     """
 
-    kind: Literal["started", "step", "evaluated", "finished", "failed", "narrowed"]
+    kind: Literal["started", "step", "evaluated", "finished", "failed", "narrowed", "measuring"]
     key: str
     step: int = 0
     steps: int = 0
@@ -78,6 +78,13 @@ class Outcome:
     probabilities: Mapping[str, FloatArray]
     seconds: float
     failure: str | None
+
+
+class Occupant(Protocol):
+    """Whoever has rows in a batch."""
+
+    def span(self, start: int, stop: int, training: bool) -> Span:
+        """The rows [start, stop) as this one's."""
 
 
 class Stack:
@@ -141,7 +148,7 @@ class Stack:
         chosen = [
             (self.work.encoded("train", slot.trial.training.max_length), slot.next_batch()) for slot in slots
         ]
-        spans = _spans(slots, [len(indices) for _, indices in chosen], training=True)
+        spans = _spans(slots, chosen, training=True)
         logits = self._forward(chosen, spans)
         losses = []
         for slot, span, (encoded, indices) in zip(slots, spans, chosen, strict=True):
@@ -154,7 +161,12 @@ class Stack:
     def _forward(self, chosen: Sequence[tuple[Encoded, IntArray]], spans: Sequence[Span]) -> Tensor:
         tokenizer = self.work.base.tokenizer
         batch = pad(chosen, tokenizer.pad_token_id, tokenizer.padding_side)
-        self.host.rows.set(spans)
+        tokens = batch["input_ids"].shape[1]
+        left = tokenizer.padding_side == "left"
+        self.host.rows.set(
+            replace(span, padding=tokens - int(encoded.lengths[indices].max()), left=left)
+            for span, (encoded, indices) in zip(spans, chosen, strict=True)
+        )
         with self._precision():
             output = self.host.model(**{name: tensor.to(self.device) for name, tensor in batch.items()})
         logits: Tensor = output.logits
@@ -167,12 +179,12 @@ class Stack:
         return nullcontext()
 
     @torch.inference_mode()
-    def logits(self, slots: Sequence[Slot], encoded: Encoded) -> Tensor:
+    def logits(self, slots: Sequence[Occupant], encoded: Encoded) -> Tensor:
         """Every slot on every example: [slots, examples, classes] fp32, on the processor."""
         results: Tensor | None = None
         for indices in evaluation_batches(encoded.lengths, max(1, EVALUATION_TOKENS // len(slots))):
-            spans = _spans(slots, [len(indices)] * len(slots), training=False)
-            logits = self._forward([(encoded, indices)] * len(slots), spans).float().cpu()
+            chosen = [(encoded, indices)] * len(slots)
+            logits = self._forward(chosen, _spans(slots, chosen, training=False)).float().cpu()
             if results is None:
                 results = torch.empty(len(slots), len(encoded), logits.shape[-1])
             results[:, torch.from_numpy(indices.copy())] = logits.view(len(slots), len(indices), -1)
@@ -225,18 +237,20 @@ def train(
     after an interruption; trials found there go on where they were. Yields each trial as it ends.
     """
     queue = deque(trials)
-    if any(not trial.method.stacks for trial in queue):
-        for trial in queue:
-            yield from _train_alone(work, trial, notify, checkpoints)
-        return
-    loaded = work.base.load_model(work.task.auto_class, work.task.model_config(work.base))
-    yield from _train_stack(Stack(work, loaded), queue, slots, notify, checkpoints)
+    alone = [trial for trial in queue if not trial.method.stacks]
+    together = deque(trial for trial in queue if trial.method.stacks)
+    if together:
+        loaded = work.base.load_model(work.task.auto_class, work.task.model_config(work.base))
+        yield from _train_stack(Stack(work, loaded), together, slots, notify, checkpoints)
+    for trial in alone:
+        yield from _train_alone(work, trial, notify, checkpoints)
 
 
 def _train_alone(work: Workload, trial: Trial, notify: Notify, checkpoints: Path | None) -> Iterator[Outcome]:
     """A trial that cannot share a base: the same loop, a stack of one on a model of its own."""
     config = work.task.model_config(work.base)
-    loaded = work.base.load_model(work.task.auto_class, config, torch.float32)
+    dtype = trial.method.weights_dtype(work.base.dtype)
+    loaded = work.base.load_model(work.task.auto_class, config, dtype)
     yield from _train_stack(Stack(work, loaded, autocast=True), deque([trial]), 1, notify, checkpoints)
 
 
@@ -284,7 +298,10 @@ def _checkpoint(folder: Path, slot: Slot) -> Path:
     return folder / f"{slot.trial.key}.safetensors"
 
 
-def _spans(slots: Sequence[Slot], rows: Sequence[int], training: bool) -> list[Span]:
+def _spans(
+    slots: Sequence[Occupant], chosen: Sequence[tuple[Encoded, IntArray]], training: bool
+) -> list[Span]:
+    rows = [len(indices) for _, indices in chosen]
     ends = np.cumsum(rows).tolist()
     return [
         slot.span(stop - count, stop, training) for slot, stop, count in zip(slots, ends, rows, strict=True)

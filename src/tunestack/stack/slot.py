@@ -79,7 +79,7 @@ class Slot:
         self.progress = Progress()
         self.failure: str | None = None
         self.best_probabilities: FloatArray | None = None
-        self._lengths = lengths
+        self.lengths = lengths
         self._batches: tuple[int, list[IntArray]] = (-1, [])
         training = trial.training
         self.steps_per_epoch = math.ceil(len(lengths) / training.batch_size)
@@ -115,13 +115,17 @@ class Slot:
         step = self.progress.step
         return step > 0 and (step % self.steps_per_epoch == 0 or step >= self.total_steps)
 
-    def next_batch(self) -> IntArray:
-        """The examples of the coming step; a function of seed and step alone."""
-        epoch, position = divmod(self.progress.step, self.steps_per_epoch)
+    def batches(self, epoch: int) -> list[IntArray]:
+        """The examples of every step of an epoch; a function of the seed and the epoch alone."""
         if self._batches[0] != epoch:
             size = self.trial.training.batch_size
-            self._batches = (epoch, epoch_batches(self._lengths, size, self.trial.seed, epoch))
-        return self._batches[1][position]
+            self._batches = (epoch, epoch_batches(self.lengths, size, self.trial.seed, epoch))
+        return self._batches[1]
+
+    def next_batch(self) -> IntArray:
+        """The examples of the coming step."""
+        epoch, position = divmod(self.progress.step, self.steps_per_epoch)
+        return self.batches(epoch)[position]
 
     def span(self, start: int, stop: int, training: bool) -> Span:
         """The rows [start, stop) as this slot's; in training with this step's own dropout noise."""

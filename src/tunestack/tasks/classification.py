@@ -44,7 +44,7 @@ class SequenceClassification:
             list(split["text"]),
             list(split["text_pair"]) if "text_pair" in columns else None,
             list(split["label"]) if "label" in columns else None,
-            max_length,
+            min(max_length, base.longest_input),
         )
 
     def class_weights(

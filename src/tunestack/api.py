@@ -1,0 +1,95 @@
+"""The Python interface, in the words of the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunestack.config import BaseConfig, CompareConfig, DataConfig
+from tunestack.saved import Predictor, load
+from tunestack.settings import read_yaml, validated
+
+if TYPE_CHECKING:
+    from tunestack.data import Description
+    from tunestack.results import Results
+
+__all__ = ["Predictor", "compare", "describe", "load"]
+
+_DATA_FIELDS = set(DataConfig.model_fields)
+
+
+def compare(
+    source: str | Path,
+    *,
+    methods: Sequence[str | Mapping[str, Any]] | None = None,
+    bases: Sequence[str | Mapping[str, Any]] | None = None,
+    seeds: int | Sequence[int] | None = None,
+    metric: str | None = None,
+    training: Mapping[str, Any] | None = None,
+    slots: int | None = None,
+    output: str | Path | None = None,
+    progress: bool = True,
+    **data: Any,
+) -> Results:
+    """Train every candidate, compare them, and say which one to ship.
+
+    source: a YAML configuration, or labelled text (a file, a folder, a Hub data set id). methods, bases:
+    names, or mappings with their fields. seeds: how many, or which. training: fields of `TrainingConfig`.
+    output: the run folder; the same call resumes it. data: fields of `DataConfig` (`text="text"`,
+    `label="target"`, ...). What is given here stands above what the YAML file says.
+
+    Returns the results, as `results.json` holds them; `results.verdict.sentence` is the answer. Raises
+    UserError with all problems before anything trains.
+    """
+    path = str(source)
+    is_config = path.endswith((".yaml", ".yml"))
+    values: dict[str, Any] = read_yaml(Path(path)) if is_config else {"data": {"train": path}}
+    values["data"] = {**values.get("data", {}), **data}
+    values["training"] = {**values.get("training", {}), **(training or {})}
+    given: dict[str, Any] = {
+        "methods": list(methods) if methods is not None else None,
+        "bases": list(bases) if bases is not None else None,
+        "seeds": seeds if seeds is None or isinstance(seeds, int) else list(seeds),
+        "metric": metric,
+        "slots": slots,
+        "output": None if output is None else str(output),
+    }
+    values.update({name: value for name, value in given.items() if value is not None})
+    config = validated(CompareConfig, values)
+
+    from rich.console import Console
+
+    from tunestack.cli.progress import Display
+    from tunestack.compare.run import run_comparison
+
+    if not progress:
+        return run_comparison(config)
+    with Display(Console(stderr=True), config.metric) as display:
+        return run_comparison(config, display.notify)
+
+
+def describe(source: str | Path | DataConfig, *, bases: Sequence[str] = (), **data: Any) -> Description:
+    """Look at the data before training: labels, lengths, duplicates, leaks.
+
+    bases: count tokens with their tokenizers and suggest a max_length. data: fields of `DataConfig`.
+    """
+    from tunestack.data import describe as describe_data
+
+    config = (
+        source
+        if isinstance(source, DataConfig)
+        else validated(DataConfig, {"train": str(source), **data}, "data")
+    )
+    return describe_data(config, {name: _token_lengths(name) for name in bases})
+
+
+def _token_lengths(model: str) -> Any:
+    from tunestack.bases import load_base
+
+    tokenizer = load_base(BaseConfig(model=model)).tokenizer
+
+    def lengths(texts: list[str]) -> list[int]:
+        return [len(ids) for ids in tokenizer(texts, verbose=False)["input_ids"]]
+
+    return lengths

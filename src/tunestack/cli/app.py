@@ -1,0 +1,351 @@
+"""The commands of `tunestack`. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from tunestack.errors import UserError
+
+if TYPE_CHECKING:
+    from tunestack.config import CompareConfig, DataConfig
+
+app = typer.Typer(
+    help="Which model and which fine-tuning method should I ship? Train every candidate on one frozen base.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+console = Console()
+errors = Console(stderr=True)
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="A CSV, TSV, JSON, JSONL or Parquet file, a folder, a Hub data set id.", show_default=False
+    ),
+]
+Text = Annotated[str | None, typer.Option(help="Column with the text. [default: text]", show_default=False)]
+TextPair = Annotated[
+    str | None, typer.Option(help="Column with the second text, for pairs.", show_default=False)
+]
+Label = Annotated[
+    str | None, typer.Option(help="Column with the label. [default: label]", show_default=False)
+]
+Labels = Annotated[
+    list[str] | None, typer.Option("--labels", help="Label names in id order; repeat.", show_default=False)
+]
+PositiveLabel = Annotated[
+    str | None, typer.Option(help="With two classes: the one that F1 is about.", show_default=False)
+]
+Validation = Annotated[str | None, typer.Option(help="A file of its own for validation.", show_default=False)]
+Test = Annotated[str | None, typer.Option(help="A file of its own for the final test.", show_default=False)]
+Subset = Annotated[str | None, typer.Option(help="The Hub data set's configuration.", show_default=False)]
+TrainSize = Annotated[
+    float | None,
+    typer.Option(help="Share of rows to train on, where we split. [default: 0.8]", show_default=False),
+]
+SplitSeed = Annotated[int | None, typer.Option(help="Seed of that split. [default: 42]", show_default=False)]
+GroupDuplicates = Annotated[
+    bool | None,
+    typer.Option(
+        "--group-duplicates/--no-group-duplicates",
+        help="Keep identical texts on one side of our split. [default: on]",
+        show_default=False,
+    ),
+]
+Bases = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--base", help="Hub id, folder, packaged:NAME or random:CONFIG.json; repeat.", show_default=False
+    ),
+]
+
+
+@contextlib.contextmanager
+def _told_to_users() -> Iterator[None]:
+    """Print what users can mend, and leave with exit code 2; everything else is a bug and shows as one."""
+    try:
+        yield
+    except UserError as error:
+        count = len(error.problems)
+        errors.print(f"[bold red]{count} problem{'s' if count > 1 else ''}, nothing was started:[/]")
+        for problem in error.problems:
+            errors.print(f"\n[bold]{escape(problem.where)}[/]", highlight=False)
+            for word in ("expected", "found", "fix"):
+                text = escape(str(getattr(problem, word)))
+                errors.print(f"  [dim]{word + ':':<10}[/]{text}", highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+
+
+@app.command()
+def compare(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="CONFIG.yaml|DATA",
+            help="A configuration, or labelled text: a file, a folder, a Hub data set id.",
+            show_default=False,
+        ),
+    ],
+    text: Text = None,
+    text_pair: TextPair = None,
+    label: Label = None,
+    labels: Labels = None,
+    positive_label: PositiveLabel = None,
+    validation: Validation = None,
+    test: Test = None,
+    subset: Subset = None,
+    train_size: TrainSize = None,
+    split_seed: SplitSeed = None,
+    group_duplicates: GroupDuplicates = None,
+    base: Bases = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method", help="lora, full, linear-probe, tfidf, majority; repeat.", show_default=False
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Seeds a candidate. [default: 3]", show_default=False)
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="What candidates are chosen by. [default: f1]", show_default=False)
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Peak learning rate, of every method.", show_default=False)
+    ] = None,
+    epochs: Annotated[
+        float | None, typer.Option(help="Passes over the data. [default: 5]", show_default=False)
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Rows a step. [default: 8]", show_default=False)
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Longest input in tokens. [default: 512]", show_default=False)
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="auto, float32, bfloat16: what frozen bases compute in.", show_default=False),
+    ] = None,
+    trust_remote_code: Annotated[
+        list[str] | None,
+        typer.Option(help="Name a base whose own code may run; repeat.", show_default=False),
+    ] = None,
+    slots: Annotated[
+        int | None, typer.Option(help="Trials that train together at most.", show_default=False)
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", help="The run folder. [default: runs/comparison]", show_default=False),
+    ] = None,
+) -> None:
+    """Train every candidate, compare them, and say which one to ship."""
+    flags = {
+        "data": {
+            "text": text,
+            "text_pair": text_pair,
+            "label": label,
+            "labels": labels,
+            "positive_label": positive_label,
+            "validation": validation,
+            "test": test,
+            "subset": subset,
+            "train_size": train_size,
+            "seed": split_seed,
+            "group_duplicates": group_duplicates,
+        },
+        "training": {
+            "learning_rate": learning_rate,
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "max_length": max_length,
+        },
+        "methods": method or None,
+        "seeds": seeds,
+        "metric": metric,
+        "slots": slots,
+        "output": output,
+    }
+    with _told_to_users():
+        from tunestack.cli.progress import Display
+        from tunestack.compare.run import run_comparison
+        from tunestack.report.leaderboard import render_terminal
+
+        config = _compare_config(source, flags, base or [], dtype, trust_remote_code or [])
+        folder = Path(config.output)
+        try:
+            with Display(errors, config.metric) as display:
+                results = run_comparison(config, display.notify)
+        except KeyboardInterrupt:
+            errors.print(
+                f"\nStopped. What was trained lies in {folder}; the same command goes on from there."
+            )
+            raise typer.Exit(130) from None
+        console.print(render_terminal(results))
+        console.print(f"\nReport: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def describe(
+    source: Source,
+    text: Text = None,
+    text_pair: TextPair = None,
+    label: Label = None,
+    labels: Labels = None,
+    positive_label: PositiveLabel = None,
+    validation: Validation = None,
+    test: Test = None,
+    subset: Subset = None,
+    train_size: TrainSize = None,
+    split_seed: SplitSeed = None,
+    group_duplicates: GroupDuplicates = None,
+    base: Bases = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Look at the data before training: labels, lengths, duplicates, leaks."""
+    values = {
+        "train": source,
+        "text": text,
+        "text_pair": text_pair,
+        "label": label,
+        "labels": labels,
+        "positive_label": positive_label,
+        "validation": validation,
+        "test": test,
+        "subset": subset,
+        "train_size": train_size,
+        "seed": split_seed,
+        "group_duplicates": group_duplicates,
+    }
+    with _told_to_users():
+        import json
+
+        from tunestack.api import describe as describe_data
+        from tunestack.config import DataConfig
+        from tunestack.data import render
+        from tunestack.settings import validated
+
+        config: DataConfig = validated(DataConfig, _given(values), "data")
+        description = describe_data(config, bases=base or [])
+        if as_json:
+            print(json.dumps(description.to_dict(), indent=2, ensure_ascii=False))
+        else:
+            console.print(render(description))
+
+
+@app.command()
+def params(
+    base: Annotated[str, typer.Option("--base", help="Hub id, folder, or random:CONFIG.json.")],
+    method: Annotated[str, typer.Option("--method", help="The method's name.")] = "lora",
+    r: Annotated[int | None, typer.Option("--r", help="LoRA's rank.", show_default=False)] = None,
+    target_modules: Annotated[
+        str | None, typer.Option(help="Module names, with commas; or all-linear.", show_default=False)
+    ] = None,
+    bias: Annotated[str | None, typer.Option(help="none, all or lora_only.", show_default=False)] = None,
+    num_labels: Annotated[int, typer.Option(help="Classes of the head.")] = 2,
+) -> None:
+    """Count trainable and total parameters without any weights."""
+    with _told_to_users():
+        from tunestack.config import BaseConfig
+        from tunestack.params import count_parameters, render_params
+
+        targets: Any = target_modules
+        if target_modules is not None and target_modules != "all-linear":
+            targets = [name.strip() for name in target_modules.split(",")]
+        fields = _given({"r": r, "target_modules": targets, "bias": bias})
+        console.print(render_params(count_parameters(BaseConfig(model=base), method, fields, num_labels)))
+
+
+@app.command()
+def predict(
+    path: Annotated[Path, typer.Argument(help="A run folder, or a saved candidate.")],
+    source: Annotated[Path, typer.Argument(help="A file with the text column.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where labels and probabilities go (CSV).")] = Path(
+        "predictions.csv"
+    ),
+) -> None:
+    """Label new text with what was trained; files of any size."""
+    with _told_to_users():
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        from tunestack.saved import load
+
+        predictor = load(path)
+        done = 0
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        with Progress(*columns, console=errors, transient=True) as progress:
+            task = progress.add_task("0 rows")
+            for done in predictor.predict_file(source, out):
+                progress.update(task, description=f"{done:,} rows")
+        console.print(f"{done:,} rows labelled: {out}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A run folder with results.json.")],
+) -> None:
+    """Write report.html and leaderboard.md anew from results.json."""
+    with _told_to_users():
+        from tunestack.errors import Problem
+        from tunestack.report.html import write_report
+        from tunestack.report.leaderboard import write_leaderboard
+        from tunestack.results import Results
+
+        if not (run / "results.json").is_file():
+            raise UserError(
+                Problem(str(run), "a run folder", "no results.json in it", "Finish the run first.")
+            )
+        results = Results.load(run / "results.json")
+        write_leaderboard(results, run / "leaderboard.md")
+        console.print(str(write_report(results, run)), highlight=False, soft_wrap=True)
+
+
+def _compare_config(
+    source: str, flags: dict[str, Any], bases: list[str], dtype: str | None, trusted: list[str]
+) -> CompareConfig:
+    """The settings of a comparison: a YAML file's, with the flags on top; or the flags alone."""
+    from tunestack.config import CompareConfig
+    from tunestack.settings import read_yaml, validated
+
+    is_config = source.endswith((".yaml", ".yml"))
+    values: dict[str, Any] = read_yaml(Path(source)) if is_config else {"data": {"train": source}}
+    for name, value in _given(flags).items():
+        if isinstance(value, dict):
+            values[name] = {**values.get(name, {}), **_given(value)}
+        else:
+            values[name] = value
+    if bases:
+        values["bases"] = bases
+    entries = [{"model": entry} if isinstance(entry, str) else entry for entry in values.get("bases", [])]
+    extra = _given({"dtype": dtype})
+    values["bases"] = [
+        {**entry, **extra, **({"trust_remote_code": True} if entry.get("model") in trusted else {})}
+        for entry in entries
+    ]
+    config: CompareConfig = validated(CompareConfig, values)
+    return config
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    """What was given: values that are not None."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def main() -> None:
+    """Run the command line."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)

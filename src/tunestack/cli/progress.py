@@ -1,0 +1,129 @@
+"""The live display of a comparison: a row a trial in work, epoch, loss, metric, time left."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from types import TracebackType
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from tunestack.stack.loop import Event
+
+BAR = 16
+
+
+@dataclass
+class _Row:
+    """What is known of one trial."""
+
+    key: str
+    began: float
+    first_step: int = 0
+    step: int = 0
+    steps: int = 0
+    epoch: float = 0.0
+    loss: float | None = None
+    best: tuple[str, float] | None = None
+
+    def left(self, now: float) -> str:
+        """Time left, from the pace since it began here."""
+        done = self.step - self.first_step
+        if done <= 0 or not self.steps:
+            return ""
+        return _clock((now - self.began) / done * (self.steps - self.step))
+
+
+class Display:
+    """Shows events: live in a terminal, a line an evaluation elsewhere."""
+
+    def __init__(self, console: Console, metric: str = "f1") -> None:
+        self.console = console
+        self.metric = metric
+        self._rows: dict[str, _Row] = {}
+        self._finished = 0
+        self._note = "Reading data and bases"
+        self._live = Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> Display:
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.console.is_terminal:
+            self._live.stop()
+
+    def notify(self, event: Event) -> None:
+        """Take note of an event."""
+        row = self._rows.get(event.key)
+        match event.kind:
+            case "started":
+                self._note = ""
+                self._rows[event.key] = _Row(event.key, time.monotonic(), event.step, event.step, event.steps)
+                self._line(f"{event.key}: started")
+            case "step" if row:
+                row.step, row.epoch = event.step, event.epoch
+                row.loss = event.loss if event.loss is not None else row.loss
+            case "evaluated" if row and event.point:
+                value = event.point.metrics[self.metric]
+                if row.best is None or value > row.best[1]:
+                    row.best = (self.metric, value)
+                row.loss = event.point.train_loss
+                self._line(
+                    f"{event.key}: epoch {event.point.epoch:g}, loss {event.point.train_loss:.3f}, "
+                    f"{self.metric} {value:.3f}"
+                )
+            case "finished":
+                self._rows.pop(event.key, None)
+                self._finished += 1
+                self._line(f"{event.key}: done")
+            case "failed":
+                self._rows.pop(event.key, None)
+                self.console.print(f"[red]{event.key} failed:[/] {event.message}")
+            case "narrowed":
+                self.console.print(f"[yellow]{event.message}[/]")
+            case "measuring":
+                self._note = f"Measuring what {event.key} costs alone"
+                self._line(self._note)
+
+    def _line(self, text: str) -> None:
+        if not self.console.is_terminal:
+            self.console.print(text, highlight=False, soft_wrap=True)
+
+    def _render(self) -> RenderableType:
+        now = time.monotonic()
+        table = Table(box=None, padding=(0, 2), header_style="dim")
+        for title in ("trial", "progress", "epoch", "loss", f"best {self.metric}", "left"):
+            table.add_column(title, justify="left" if title in ("trial", "progress") else "right")
+        for row in self._rows.values():
+            share = row.step / row.steps if row.steps else 0.0
+            filled = round(share * BAR)
+            table.add_row(
+                row.key,
+                Text("━" * filled, style="cyan") + Text("━" * (BAR - filled), style="dim")
+                if row.steps
+                else "",
+                f"{row.epoch:.2f}" if row.steps else "",
+                f"{row.loss:.3f}" if row.loss is not None else "",
+                f"{row.best[1]:.3f}" if row.best else "",
+                row.left(now),
+            )
+        done = Text(f"{self._finished} done", style="dim")
+        parts: list[RenderableType] = [table] if self._rows else []
+        return Group(*parts, Spinner("dots", Text(self._note)) if self._note else done)
+
+
+def _clock(seconds: float) -> str:
+    whole = round(seconds)
+    return (
+        f"{whole // 3600}:{whole % 3600 // 60:02}:{whole % 60:02}"
+        if whole >= 3600
+        else (f"{whole // 60}:{whole % 60:02}")
+    )

@@ -1,0 +1,159 @@
+"""What one run of a candidate alone costs, measured in a process of its own.
+
+`python -m tunestack.compare.costs RUN NAME` prints the costs of one candidate as JSON.
+"""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from tunestack.compare.plan import BaselineCandidate, MethodCandidate, Plan, make_plan, texts_of
+from tunestack.config import CompareConfig
+from tunestack.results import Costs
+from tunestack.settings import read_yaml, validated
+from tunestack.stack.loop import Stack, Workload
+from tunestack.stack.slot import Slot
+
+BATCHES = 12
+"""Training steps measured, from short batches to long ones."""
+PROCESS = Path("/proc/self")
+REPEATS = 2
+"""Each is measured so often; the fastest counts, since a busy machine only ever makes a step slower."""
+EXAMPLES = 512
+"""Validation examples measured for throughput, at most."""
+
+
+def measure_alone(run: Path, name: str) -> Costs:
+    """Measure a candidate of a run folder in a fresh process. Costs are empty if that process fails."""
+    command = [sys.executable, "-m", "tunestack.compare.costs", str(run), name]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    if finished.returncode != 0:
+        print(f"costs of {name} could not be measured: {finished.stderr.strip()[-500:]}", file=sys.stderr)
+        return Costs()
+    return Costs.model_validate_json(finished.stdout.strip().splitlines()[-1])
+
+
+def main(run: str, name: str) -> None:
+    """Measure here and print."""
+    config = validated(CompareConfig, read_yaml(Path(run) / "config.yaml"))
+    plan = make_plan(config.model_copy(update={"output": run}))
+    candidate = next(candidate for candidate in plan.candidates if candidate.name == name)
+    costs = (
+        _measure_method(plan, candidate)
+        if isinstance(candidate, MethodCandidate)
+        else _measure_baseline(plan, candidate)
+    )
+    print(costs.model_dump_json())
+
+
+def _measure_method(plan: Plan, candidate: MethodCandidate) -> Costs:
+    base = plan.bases[candidate.base]
+    memory = _Memory(base.device.type)
+    work = Workload(base, plan.task, plan.data.splits(), plan.config.metric)
+    dtype = candidate.method.weights_dtype(base.dtype)
+    loaded = base.load_model(plan.task.auto_class, plan.task.model_config(base), dtype)
+    stack = Stack(work, loaded, autocast=not candidate.method.stacks)
+    slot = stack.open(candidate.trial(plan.config.seeds[0]))
+    total_steps = slot.total_steps
+
+    def step(position: int) -> None:
+        slot.progress.step = position
+        stack.step([slot], lambda event: None)
+
+    positions = _short_to_long(slot)
+    step(positions[-1])  # the first step allocates and chooses kernels
+    seconds = float(np.mean([_fastest(functools.partial(step, position)) for position in positions]))
+    peak = memory.peak()
+
+    validation = plan.data.validation
+    sample = validation.select(range(min(EXAMPLES, len(validation))))
+    encoded = plan.task.encode(base, sample, candidate.training.max_length)
+    inference = _fastest(lambda: stack.logits([slot], encoded))
+    trained = sum(parameter.numel() for parameter in slot.adapter.parameters.values())
+    held = sum(parameter.numel() for parameter in loaded.model.parameters())
+    return Costs(
+        train_seconds=seconds * total_steps,
+        seconds_per_step=seconds,
+        peak_memory_bytes=peak,
+        trainable_parameters=trained,
+        # As PEFT counts: the model's own head is there beside the trained one.
+        total_parameters=trained if candidate.method.saves_whole_model else held + trained,
+        inference_examples_per_second=len(sample) / inference,
+    )
+
+
+def _measure_baseline(plan: Plan, candidate: BaselineCandidate) -> Costs:
+    base = plan.bases[candidate.base] if candidate.base else None
+    memory = _Memory(base.device.type if base else "cpu")
+    train = plan.data.train
+    labels = np.asarray(train["label"])
+    start = time.perf_counter()
+    fitted = candidate.baseline.fit(
+        *texts_of(train), labels, len(plan.data.label_names), candidate.options, base
+    )
+    seconds = time.perf_counter() - start
+    sample = plan.data.validation.select(range(min(EXAMPLES, len(plan.data.validation))))
+    inference = _fastest(lambda: fitted.probabilities(*texts_of(sample)))
+    return Costs(
+        train_seconds=seconds,
+        peak_memory_bytes=memory.peak(),
+        trainable_parameters=fitted.trainable_parameters,
+        total_parameters=fitted.total_parameters,
+        inference_examples_per_second=len(sample) / inference,
+    )
+
+
+def _short_to_long(slot: Slot) -> list[int]:
+    """Positions in the first epoch whose batches stand for all of them, from the shortest to the longest."""
+    longest = [int(slot.lengths[batch].max()) for batch in slot.batches(0)]
+    order = np.argsort(longest, kind="stable")
+    middles = (np.arange(BATCHES) + 0.5) * len(order) / BATCHES
+    return sorted({int(order[int(middle)]) for middle in middles}, key=lambda position: longest[position])
+
+
+def _fastest(action: Callable[[], object]) -> float:
+    times = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+class _Memory:
+    """Peak memory from now on: of the accelerator, or of this process beyond what it holds already.
+
+    What is held already are the interpreter, its libraries and the texts, which no candidate causes.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._cuda = device == "cuda"
+        self._held = 0 if self._cuda else self._resident("VmRSS")
+        if PROCESS.exists():
+            (PROCESS / "clear_refs").write_text("5")  # resets VmHWM, see proc(5)
+
+    def peak(self) -> int | None:
+        """Bytes, or None where the system does not tell."""
+        if self._cuda:
+            import torch
+
+            return int(torch.cuda.max_memory_allocated())
+        return self._resident("VmHWM") - self._held if PROCESS.exists() else None
+
+    @staticmethod
+    def _resident(field: str) -> int:
+        if not PROCESS.exists():
+            return 0
+        lines = (PROCESS / "status").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

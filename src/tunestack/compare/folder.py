@@ -1,0 +1,169 @@
+"""The run folder: what is already there is not done again, what is written is written whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from tunestack.compare.plan import BaselineCandidate, MethodCandidate, Plan, slug
+from tunestack.environment import environment
+from tunestack.errors import Problem, UserError
+from tunestack.files import replacing, write_json, write_text
+from tunestack.results import Costs, SeedResult, SplitScores
+from tunestack.saved import Description
+from tunestack.tasks.metrics import confusion_matrix
+
+FREE = ("output", "slots")
+"""Settings that may differ when a run is resumed: they change no result."""
+
+FloatArray = np.ndarray[tuple[int, ...], np.dtype[np.floating[Any]]]
+
+
+class RunFolder:
+    """Where one comparison keeps everything.
+
+    Layout: `config.yaml`, `environment.json`, `candidates/NAME/seed-S/{adapter/, predictions-SPLIT.csv,
+    trial.json}`, `candidates/NAME/costs.json`, `checkpoints/`, and the results at the end.
+    """
+
+    def __init__(self, path: Path, plan: Plan) -> None:
+        self.path = path
+        self.plan = plan
+        self.checkpoints = path / "checkpoints"
+
+    @classmethod
+    def open(cls, plan: Plan) -> RunFolder:
+        """Begin or resume. Raises UserError where the folder holds a run of another config or other data."""
+        path = Path(plan.config.output)
+        identity = {
+            "data": plan.data.fingerprint,
+            "config": plan.config.model_dump(mode="json", exclude=set(FREE)),
+        }
+        known = path / "run.json"
+        if known.exists():
+            _check_same(path, json.loads(known.read_text(encoding="utf-8")), identity)
+        else:
+            write_json(known, identity)
+        write_text(path / "config.yaml", yaml.safe_dump(plan.config.model_dump(mode="json"), sort_keys=False))
+        write_json(path / "environment.json", environment())
+        return cls(path, plan)
+
+    def finished(self, name: str, seed: int) -> SeedResult | None:
+        """What a trial reached in an earlier run of the same command, if it finished."""
+        path = self._seed(name, seed) / "trial.json"
+        return SeedResult.model_validate_json(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def adapter_folder(self, name: str, seed: int) -> Path:
+        """Where the weights of one trial go."""
+        return self._seed(name, seed) / "adapter"
+
+    def describe(self, folder: Path, candidate: MethodCandidate | BaselineCandidate) -> None:
+        """Write beside the weights what a tool needs to predict with them."""
+        config, data = self.plan.config, self.plan.config.data
+        training = candidate.training if isinstance(candidate, MethodCandidate) else config.training
+        base = self.plan.bases[candidate.base].settings if candidate.base else None
+        Description(
+            kind=candidate.kind,
+            method=candidate.method_name,
+            base=base,
+            label_names=list(self.plan.data.label_names),
+            text=data.text,
+            text_pair=data.text_pair,
+            max_length=training.max_length,
+        ).save(folder)
+
+    def finish(
+        self, name: str, result: SeedResult, probabilities: dict[str, FloatArray], checkpoint: str | None
+    ) -> SeedResult:
+        """Write predictions and scores of a trial; only then its checkpoint goes."""
+        folder = self._seed(name, result.seed)
+        scores: dict[str, SplitScores] = {}
+        for split, values in probabilities.items():
+            path = folder / f"predictions-{split}.csv"
+            self._write_predictions(path, split, values)
+            labels = np.asarray(self.plan.data.splits()[split]["label"])
+            scores[split] = SplitScores(
+                metrics=self.plan.task.metrics(labels, values),
+                confusion=confusion_matrix(labels, values),
+                predictions_path=self.relative(path),
+            )
+        result = result.model_copy(update=scores)
+        write_text(folder / "trial.json", result.model_dump_json(indent=2))
+        if checkpoint is not None:
+            (self.checkpoints / f"{checkpoint}.safetensors").unlink(missing_ok=True)
+        return result
+
+    def probabilities(self, result: SeedResult, split: str) -> FloatArray:
+        """[examples, classes] of a finished trial, as saved."""
+        scores: SplitScores | None = getattr(result, split)
+        assert scores is not None
+        frame = pd.read_csv(self.path / scores.predictions_path, float_precision="round_trip")
+        values: FloatArray = frame[_columns(self.plan.data.label_names)].to_numpy(dtype=float)
+        return values
+
+    def costs(self, name: str) -> Costs | None:
+        """What was measured for a candidate in an earlier run of the same command."""
+        path = self._costs(name)
+        return Costs.model_validate_json(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def save_costs(self, name: str, costs: Costs) -> None:
+        """Keep a candidate's costs."""
+        write_text(self._costs(name), costs.model_dump_json(indent=2))
+
+    def relative(self, path: Path) -> str:
+        """A path as the results name it."""
+        return path.relative_to(self.path).as_posix()
+
+    def _write_predictions(self, path: Path, split: str, probabilities: FloatArray) -> None:
+        dataset = self.plan.data.splits()[split]
+        names = np.asarray(self.plan.data.label_names, dtype=object)
+        frame = pd.DataFrame(
+            {
+                "row": dataset["row"],
+                "label": names[np.asarray(dataset["label"])],
+                "prediction": names[probabilities.argmax(axis=1)],
+            }
+        )
+        frame[_columns(self.plan.data.label_names)] = probabilities
+        with replacing(path) as temporary:
+            frame.to_csv(temporary, index=False)
+
+    def _seed(self, name: str, seed: int) -> Path:
+        return self.path / "candidates" / slug(name) / f"seed-{seed}"
+
+    def _costs(self, name: str) -> Path:
+        return self.path / "candidates" / slug(name) / "costs.json"
+
+
+def _columns(label_names: Sequence[str]) -> list[str]:
+    return [f"prob_{name}" for name in label_names]
+
+
+def _check_same(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    if theirs == ours:
+        return
+    differing = [
+        f"{key}: {_short(theirs['config'].get(key))} there, {_short(value)} here"
+        for key, value in ours["config"].items()
+        if theirs["config"].get(key) != value
+    ]
+    found = "; ".join(differing) or "the contents of the data changed since"
+    raise UserError(
+        Problem(
+            str(path),
+            "an empty folder, or the folder of the same comparison",
+            f"a run of another configuration ({found})",
+            "Choose another --output, or delete the folder.",
+        )
+    )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 120 else text[:117] + "..."

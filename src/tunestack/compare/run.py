@@ -1,0 +1,227 @@
+"""Running a comparison: baselines, stacks, costs, statistics, verdict, report. What is done is not redone."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+
+import numpy as np
+
+from tunestack.baselines.majority import Majority
+from tunestack.compare.costs import measure_alone
+from tunestack.compare.folder import RunFolder
+from tunestack.compare.plan import (
+    BaselineCandidate,
+    MethodCandidate,
+    Plan,
+    make_plan,
+    slug,
+    texts_of,
+)
+from tunestack.compare.statistics import Predictions, compare_to_best, summarize
+from tunestack.compare.verdict import decide
+from tunestack.config import CompareConfig
+from tunestack.data import TextData
+from tunestack.environment import environment
+from tunestack.executors.local import LocalExecutor
+from tunestack.report.html import write_report
+from tunestack.report.leaderboard import write_leaderboard
+from tunestack.results import Candidate, Costs, DataSummary, HardExample, Results, SeedResult
+from tunestack.stack.loop import Event, Notify, Outcome, Workload
+
+BASELINE_SEED = 0
+"""Baselines are deterministic: they have one result, under this seed."""
+
+
+def run_comparison(config: CompareConfig, notify: Notify = lambda event: None) -> Results:
+    """Train every candidate, measure it alone, compare, decide, and write the run folder.
+
+    notify: is told of everything that happens. Raises UserError before training if the settings cannot
+    work. Interrupted, it leaves a folder that the same call resumes.
+    """
+    plan = make_plan(config)
+    folder = RunFolder.open(plan)
+    for candidate in plan.candidates:
+        if isinstance(candidate, BaselineCandidate):
+            _run_baseline(candidate, plan, folder, notify)
+    for base in plan.bases:
+        _run_stack(base, plan, folder, notify)
+    for candidate in plan.candidates:
+        _measure(candidate, plan, folder, notify)
+    results = collect(plan, folder)
+    results.save(folder.path / "results.json")
+    write_leaderboard(results, folder.path / "leaderboard.md")
+    write_report(results, folder.path)
+    return results
+
+
+def _run_baseline(candidate: BaselineCandidate, plan: Plan, folder: RunFolder, notify: Notify) -> None:
+    key = slug(candidate.name)
+    if folder.finished(candidate.name, BASELINE_SEED) is not None:
+        notify(Event("finished", key))
+        return
+    notify(Event("started", key))
+    base = plan.bases[candidate.base] if candidate.base else None
+    train = plan.data.train
+    fitted = candidate.baseline.fit(
+        *texts_of(train), np.asarray(train["label"]), len(plan.data.label_names), candidate.options, base
+    )
+    path = folder.adapter_folder(candidate.name, BASELINE_SEED)
+    fitted.save(path)
+    folder.describe(path, candidate)
+    probabilities = {
+        split: fitted.probabilities(*texts_of(dataset))
+        for split, dataset in plan.data.splits().items()
+        if split != "train"
+    }
+    result = SeedResult(seed=BASELINE_SEED, adapter_path=folder.relative(path))
+    folder.finish(candidate.name, result, probabilities, checkpoint=None)
+    notify(Event("finished", key))
+
+
+def _run_stack(base: str, plan: Plan, folder: RunFolder, notify: Notify) -> None:
+    """Train all trials on one base that have no result yet."""
+    owners = {
+        candidate.trial(seed).key: (candidate, seed)
+        for candidate in plan.candidates
+        if isinstance(candidate, MethodCandidate) and candidate.base == base
+        for seed in plan.config.seeds
+    }
+    trials = []
+    for key, (candidate, seed) in owners.items():
+        if folder.finished(candidate.name, seed) is None:
+            trials.append(candidate.trial(seed))
+        else:
+            notify(Event("finished", key))
+    if not trials:
+        return
+
+    def finish(outcome: Outcome) -> SeedResult:
+        candidate, seed = owners[outcome.trial.key]
+        return _save_outcome(outcome, candidate, seed, base, plan, folder)
+
+    work = Workload(plan.bases[base], plan.task, plan.data.splits(), plan.config.metric)
+    LocalExecutor().run(work, trials, plan.config.slots, folder.checkpoints, finish, notify)
+
+
+def _save_outcome(
+    outcome: Outcome, candidate: MethodCandidate, seed: int, base: str, plan: Plan, folder: RunFolder
+) -> SeedResult:
+    """Write a trial's weights, predictions and scores; a failed one's reason."""
+    slot = outcome.slot
+    result = SeedResult(
+        seed=seed,
+        curves=slot.progress.curve,
+        stacked_seconds=outcome.seconds,
+        failure=outcome.failure,
+    )
+    if outcome.failure is None:
+        path = folder.adapter_folder(candidate.name, seed)
+        candidate.method.save(path, slot.config, slot.adapter, outcome.host, base)
+        if candidate.method.saves_whole_model:
+            plan.bases[base].tokenizer.save_pretrained(str(path))
+        folder.describe(path, candidate)
+        update = {"best_epoch": slot.progress.best_epoch, "adapter_path": folder.relative(path)}
+        result = result.model_copy(update=update)
+    return folder.finish(candidate.name, result, dict(outcome.probabilities), outcome.trial.key)
+
+
+def _measure(
+    candidate: MethodCandidate | BaselineCandidate, plan: Plan, folder: RunFolder, notify: Notify
+) -> None:
+    """Costs of a candidate that trained, measured in a process of its own."""
+    done = [result for _, result in _seeds(candidate, plan, folder) if result.adapter_path is not None]
+    if folder.costs(candidate.name) is not None or not done:
+        return
+    notify(Event("measuring", slug(candidate.name)))
+    costs = measure_alone(folder.path, candidate.name)
+    stored = folder.path / str(done[0].adapter_path)
+    size = sum(file.stat().st_size for file in stored.rglob("*") if file.is_file())
+    folder.save_costs(candidate.name, costs.model_copy(update={"adapter_bytes": size}))
+
+
+def _seeds(
+    candidate: MethodCandidate | BaselineCandidate, plan: Plan, folder: RunFolder
+) -> list[tuple[int, SeedResult]]:
+    wanted = [BASELINE_SEED] if isinstance(candidate, BaselineCandidate) else plan.config.seeds
+    found = [(seed, folder.finished(candidate.name, seed)) for seed in wanted]
+    return [(seed, result) for seed, result in found if result is not None]
+
+
+def collect(plan: Plan, folder: RunFolder) -> Results:
+    """Statistics, verdict and everything else that `results.json` holds, from what the folder holds."""
+    candidates: list[Candidate] = []
+    validation: dict[str, Predictions] = {}
+    for planned in plan.candidates:
+        seeds = [result for _, result in _seeds(planned, plan, folder)]
+        candidate = Candidate(
+            name=planned.name,
+            base=planned.base,
+            method=planned.method_name,
+            kind=planned.kind,
+            hyperparameters=planned.hyperparameters,
+            seeds=seeds,
+            costs=folder.costs(planned.name) or Costs(),
+        )
+        trained = [seed for seed in seeds if seed.validation is not None]
+        if trained:
+            validation[planned.name] = _predictions(plan, folder, trained, "validation")
+            candidate.validation = summarize(validation[planned.name])
+            if plan.data.test is not None:
+                candidate.test = summarize(_predictions(plan, folder, trained, "test"))
+        candidates.append(candidate)
+    compared = compare_to_best(validation, plan.config.metric) if len(validation) > 1 else {}
+    for candidate in candidates:
+        candidate.comparison = compared.get(candidate.name)
+    return Results(
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        metric=plan.config.metric,
+        data=_data_summary(plan.data, plan),
+        candidates=candidates,
+        verdict=decide(candidates, plan.config.metric),
+        hard_examples=_hard_examples(plan, validation),
+        environment=environment(),
+        config=plan.config.model_dump(mode="json"),
+    )
+
+
+def _predictions(plan: Plan, folder: RunFolder, seeds: list[SeedResult], split: str) -> Predictions:
+    labels = np.asarray(plan.data.splits()[split]["label"])
+    return Predictions.from_probabilities(
+        labels, np.stack([folder.probabilities(seed, split) for seed in seeds])
+    )
+
+
+def _data_summary(data: TextData, plan: Plan) -> DataSummary:
+    splits = data.splits()
+    classes = len(data.label_names)
+    return DataSummary(
+        source=data.source,
+        rows={name: len(split) for name, split in splits.items()},
+        label_names=list(data.label_names),
+        label_counts={
+            name: np.bincount(split["label"], minlength=classes).tolist() for name, split in splits.items()
+        },
+        warnings=list(data.warnings),
+    )
+
+
+def _hard_examples(plan: Plan, validation: Mapping[str, Predictions]) -> list[HardExample]:
+    """Validation examples that every candidate gets wrong with every seed; majority does not count."""
+    methods = {candidate.name: candidate.method_name for candidate in plan.candidates}
+    judged = [answers for name, answers in validation.items() if methods[name] != Majority.name]
+    if not judged:
+        return []
+    predicted = np.concatenate([answers.predicted for answers in judged])
+    wrong = np.flatnonzero((predicted != judged[0].labels).all(axis=0))
+    names = plan.data.label_names
+    rows = plan.data.validation.select(wrong)
+    return [
+        HardExample(
+            row=row["row"],
+            text=row["text"] if "text_pair" not in row else f"{row['text']}\n{row['text_pair']}",
+            label=names[row["label"]],
+            predicted=names[int(np.bincount(predicted[:, index]).argmax())],
+        )
+        for index, row in zip(wrong, rows, strict=True)
+    ]

@@ -1,0 +1,1 @@
+"""Where stacks run, and where single candidates are measured."""
