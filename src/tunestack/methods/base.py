@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_type_hints
 
 import torch
 from peft import PeftConfig, TaskType
+from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -85,7 +87,8 @@ class Method(ABC):
     training_defaults: ClassVar[dict[str, Any]] = {}
 
     def make_config(self, fields: Mapping[str, Any], model_type: str, head: list[str]) -> PeftConfig:
-        """The method's config from the user's fields. Raises UserError for fields that it does not have.
+        """The method's config from the user's fields. Raises UserError for fields that it does not
+        have and values of the wrong type.
 
         model_type: the base's, for default target modules. head: modules that are trained whole.
         """
@@ -98,8 +101,20 @@ class Method(ABC):
                 found=repr(unknown),
                 fix=did_you_mean(unknown, known),
             )
+        hints = get_type_hints(self.config_class)
+        given = {}
+        for name in set(fields) & set(known):
+            try:
+                given[name] = TypeAdapter(hints[name]).validate_python(fields[name])
+            except ValidationError as error:
+                problems.add(
+                    f"{self.name}.{name}",
+                    expected=inspect.formatannotation(hints[name]),
+                    found=repr(fields[name]),
+                    fix=f"{error.errors()[0]['msg']}.",
+                )
         problems.raise_if_any()
-        values = {**self.defaults(model_type), **fields}
+        values = {**self.defaults(model_type), **given}
         extra = [name for name in values.pop("modules_to_save", None) or [] if name not in head]
         try:
             values |= {"modules_to_save": head + extra, "task_type": TaskType.SEQ_CLS}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tunestack.bases.layout import default_targets
 from tunestack.errors import Problems
-from tunestack.methods.base import PEFT_PREFIX, Adapter, Method, attach_copies
+from tunestack.methods.base import PEFT_PREFIX, Adapter, Method, attach_copies, whole_modules
 from tunestack.methods.sites import Host, Member, Part, keep_mask, stable_hash
 from tunestack.methods.targets import linear_size, target_names
 
@@ -196,8 +196,6 @@ class Lora(Method):
             problems.add(
                 "lora.lora_dropout", expected="0 <= p < 1", found=str(config.lora_dropout), fix="Lower it."
             )
-        if config.bias not in ("none", "all", "lora_only"):
-            problems.add("lora.bias", expected="none, all or lora_only", found=config.bias, fix="Choose one.")
         modules = dict(model.named_modules())
         for name in target_names(config, model, "lora", problems):
             smallest = min(linear_size(modules[name]))
@@ -247,10 +245,10 @@ def _for_module(pattern: Any, name: str, default: int) -> int:
 def _attach_biases(config: LoraConfig, host: Host, slot: int, targets: list[str], adapter: Adapter) -> None:
     if config.bias == "none":
         return
-    whole = tuple(config.modules_to_save or ())
+    whole = whole_modules(host, config.modules_to_save or ())
     for name, module in host.modules.items():
         bias = getattr(module, "bias", None)
-        if not isinstance(bias, nn.Parameter) or any(f".{name}.".find(f".{head}.") >= 0 for head in whole):
+        if not isinstance(bias, nn.Parameter) or any(f"{name}.".startswith(f"{outer}.") for outer in whole):
             continue
         if config.bias == "lora_only" and name not in targets:
             continue

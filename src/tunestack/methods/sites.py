@@ -196,7 +196,8 @@ class Host:
         for site in inside:
             site.close()
         try:
-            return copy.deepcopy(self.modules[name])
+            module: nn.Module = copy.deepcopy(self.modules[name])
+            return module
         finally:
             for site in inside:
                 site.open()

@@ -66,7 +66,7 @@ def target_names(
                     f"{where}.target_modules",
                     expected="names that match linear layers of the base",
                     found=f"{target!r}, which matches none",
-                    fix=did_you_mean(target, suffixes),
+                    fix=did_you_mean(target, {*suffixes, *(name.rpartition(".")[2] for name in suffixes)}),
                 )
     if problems is None:
         collected.raise_if_any()

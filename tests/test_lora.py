@@ -1,0 +1,357 @@
+"""LoRA against PEFT: the same names, outputs and gradients; what is saved loads there."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from peft import LoraConfig, PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from torch import nn
+
+import tiny
+from tunestack.bases import Base
+from tunestack.data.encode import pad
+from tunestack.errors import UserError
+from tunestack.methods.base import read_tensors
+from tunestack.methods.registry import find_method
+from tunestack.stack.loop import Stack
+from tunestack.stack.slot import Slot
+
+
+def open_slot(base: Base, seed: int = 3, **fields: Any) -> tuple[Stack, Slot, nn.Module]:
+    """A stack with one slot, whose B is not zero, and a copy of the base's model from before."""
+    work = tiny.workload(base)
+    loaded = base.load_model(work.task.auto_class, work.task.model_config(base))
+    plain = copy.deepcopy(loaded.model)
+    plain.set_attn_implementation("eager")
+    stack = Stack(work, loaded)
+    slot = stack.open(tiny.trial(base, "one", seed, batch_size=4, max_grad_norm=0, **fields))
+    return stack, slot, plain
+
+
+def disturb(slot: Slot) -> None:
+    """Move every weight, so that nothing is zero."""
+    generator = torch.Generator().manual_seed(9)
+    slot.flat.add_(torch.randn(slot.flat.shape, generator=generator), alpha=0.05)
+
+
+def reference(plain: nn.Module, slot: Slot) -> peft.PeftModel:
+    """PEFT's model with the slot's config and weights."""
+    config = copy.deepcopy(slot.config)
+    model = get_peft_model(copy.deepcopy(plain), config)
+    loaded = set_peft_model_state_dict(model, slot.adapter.tensors())
+    assert not loaded.unexpected_keys
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert not {own_name(name) for name in trained} - set(slot.adapter.parameters) - originals(model)
+    return model.eval()
+
+
+def own_name(name: str) -> str:
+    """The name that PEFT saves a parameter under."""
+    return name.replace(".modules_to_save.default.", ".").replace(".default.", ".")
+
+
+def originals(model: nn.Module) -> set[str]:
+    """Parameters that PEFT marks as trained with bias="all" although nothing uses them."""
+    return {name for name, _ in model.named_parameters() if ".original_module." in name}
+
+
+def batch_of(slot: Slot, stack: Stack, side: str = "right") -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    encoded = stack.work.encoded("train", slot.trial.training.max_length)
+    indices = slot.next_batch()
+    assert encoded.labels is not None
+    batch = pad([(encoded, indices)], stack.work.base.tokenizer.pad_token_id, side)
+    return batch, torch.from_numpy(encoded.labels[indices])
+
+
+CASES: list[tuple[str, dict[str, Any]]] = [
+    ("bert", {}),
+    ("bert", {"r": 5, "lora_alpha": 7, "use_rslora": True, "target_modules": "all-linear"}),
+    ("bert", {"bias": "lora_only", "target_modules": ["query", "output.dense"]}),
+    ("bert", {"bias": "all"}),
+    ("bert", {"target_modules": r".*layer\.1\..*(query|key|dense)"}),
+    ("bert", {"rank_pattern": {"query": 2, r"layer\.1.*value": 4}, "alpha_pattern": {"value": 9}}),
+    ("bert", {"target_modules": "all-linear", "exclude_modules": ["key", "output.dense"]}),
+    ("bert", {"layers_to_transform": [1], "layers_pattern": "layer"}),
+    ("bert", {"modules_to_save": ["LayerNorm", "pooler"]}),
+    ("bert", {"modules_to_save": ["word_embeddings"], "bias": "all"}),
+    ("roberta", {"target_modules": ["dense", "query"], "bias": "all"}),
+    ("roberta", {"target_modules": "all-linear"}),
+    ("electra", {}),
+    ("distilbert", {"target_modules": ["q_lin", "lin1"], "bias": "lora_only"}),
+    ("deberta-v2", {}),
+    ("modernbert", {"target_modules": "all-linear"}),
+    ("llama", {"target_modules": "all-linear", "r": 4}),
+    ("mistral", {"modules_to_save": ["norm"]}),
+    ("qwen2", {"bias": "all"}),
+    ("gpt2", {"use_rslora": True}),
+    ("gpt2", {"target_modules": ["c_fc", "c_proj"], "bias": "lora_only"}),
+    ("gpt2", {"bias": "all", "target_modules": "all-linear", "fan_in_fan_out": True}),
+    ("opt", {"target_modules": ["q_proj", "fc1"], "bias": "all"}),
+]
+
+
+@pytest.mark.parametrize(("kind", "fields"), CASES, ids=lambda value: str(value))
+def test_outputs_and_all_gradients_equal_pefts(tmp_path: Path, kind: str, fields: dict[str, Any]) -> None:
+    base = tiny.random_base(tmp_path, kind)
+    stack, slot, plain = open_slot(base, **fields)
+    disturb(slot)
+    theirs = reference(plain, slot)
+    batch, labels = batch_of(slot, stack)
+    expected = theirs(**batch).logits
+    expected_loss = nn.functional.cross_entropy(expected, labels)
+    expected_loss.backward()
+
+    loss = stack._backward([slot])[0]
+    stack.host.rows.set([slot.span(0, len(labels), training=False)])
+    with torch.no_grad():
+        logits = stack.host.model(**batch).logits
+    torch.testing.assert_close(logits, expected.detach(), rtol=1e-5, atol=1e-5)
+    assert loss == pytest.approx(expected_loss.item(), abs=1e-5)
+    unused = originals(theirs)
+    gradients = {
+        own_name(name): parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+        for name, parameter in theirs.named_parameters()
+        if parameter.requires_grad and name not in unused
+    }
+    ours = {name: parameter.grad for name, parameter in slot.adapter.parameters.items()}
+    assert max(float(gradient.abs().max()) for gradient in gradients.values()) > 1e-3
+    tiny.assert_close(ours, gradients)
+
+
+@pytest.mark.parametrize("bias", ["none", "all", "lora_only"])
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "gpt2"])
+def test_names_are_those_that_peft_writes(tmp_path: Path, kind: str, bias: str) -> None:
+    _, slot, plain = open_slot(tiny.random_base(tmp_path, kind), bias=bias)
+    model = get_peft_model(plain, copy.deepcopy(slot.config))
+    # With bias="all" PEFT writes the heads' biases a second time under names that nothing reads.
+    inner = (".original_module.", ".modules_to_save.")
+    written = {name for name in get_peft_model_state_dict(model) if not any(part in name for part in inner)}
+    assert written == set(slot.adapter.parameters)
+
+
+def test_a_is_kaiming_uniform_and_b_zero(tmp_path: Path) -> None:
+    base = tiny.random_base(tmp_path, "bert", hidden_size=128, intermediate_size=200)
+    _, slot, _ = open_slot(base, r=16, target_modules="all-linear")
+    bound = 1 / math.sqrt(128)  # kaiming_uniform(a=sqrt 5) of fan-in 128
+    entries = []
+    for name, parameter in slot.adapter.parameters.items():
+        if "lora_B" in name:
+            assert not parameter.any()
+        if "lora_A" in name and parameter.shape[1] == 128:
+            entries.append(parameter.detach().flatten())
+    values = torch.cat(entries)
+    assert values.abs().max() <= bound
+    assert float(values.abs().max()) == pytest.approx(bound, rel=1e-3)
+    assert float(values.std()) == pytest.approx(bound / math.sqrt(3), rel=0.02)
+    assert float(values.mean()) == pytest.approx(0, abs=bound * 0.02)
+    different = {tuple(entry[:4].tolist()) for entry in entries}
+    assert len(different) == len(entries), "every layer draws its own"
+
+
+def test_gaussian_and_random_b(tmp_path: Path) -> None:
+    base = tiny.random_base(tmp_path, "bert", hidden_size=128, intermediate_size=200)
+    _, slot, _ = open_slot(base, r=8, init_lora_weights="gaussian", target_modules="all-linear")
+    drawn = [p.detach().flatten() for n, p in slot.adapter.parameters.items() if "lora_A" in n]
+    assert float(torch.cat(drawn).std()) == pytest.approx(1 / 8, rel=0.03)
+    _, slot, _ = open_slot(base, r=8, init_lora_weights=False)
+    assert all(bool(p.any()) for n, p in slot.adapter.parameters.items() if "lora_B" in n)
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama"])
+def test_at_the_start_it_is_the_base_with_the_slots_head(tmp_path: Path, kind: str) -> None:
+    stack, slot, plain = open_slot(tiny.random_base(tmp_path, kind), bias="all", target_modules="all-linear")
+    batch, _ = batch_of(slot, stack)
+    head = {
+        name.removeprefix("base_model.model."): tensor
+        for name, tensor in slot.adapter.tensors().items()
+        if "lora_" not in name and "base_layer" not in name
+    }
+    plain.load_state_dict(head, strict=False)
+    stack.host.rows.set([slot.span(0, 4, training=False)])
+    with torch.no_grad():
+        torch.testing.assert_close(
+            stack.host.model(**batch).logits, plain(**batch).logits, rtol=1e-5, atol=1e-5
+        )
+
+
+def test_a_seed_decides_the_weights_and_slots_do_not_share_them(tmp_path: Path) -> None:
+    base = tiny.random_base(tmp_path, "roberta")
+    work = tiny.workload(base)
+    stack = Stack(work, base.load_model(work.task.auto_class, work.task.model_config(base)))
+    first, other, again = (stack.open(tiny.trial(base, str(i), seed)) for i, seed in enumerate((1, 2, 1)))
+    assert torch.equal(first.flat, again.flat)
+    for name, parameter in first.adapter.parameters.items():
+        drawn = "lora_A" in name or (name.endswith("weight") and "lora_B" not in name)
+        assert torch.equal(parameter, other.adapter.parameters[name]) != drawn, name
+    addresses = {slot.flat.data_ptr() for slot in (first, other, again)}
+    assert len(addresses) == 3
+
+
+LOAD = """
+import json, sys
+import torch
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification
+results = {}
+for name, place in json.load(open(sys.argv[1])).items():
+    torch.manual_seed(123)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        place["base"], num_labels=2, dtype="float32", pad_token_id=0
+    )
+    model = PeftModel.from_pretrained(model, place["adapter"]).eval()
+    inputs = {name: torch.tensor(rows) for name, rows in place["batch"].items()}
+    with torch.no_grad():
+        results[name] = model(**inputs).logits.tolist()
+assert "tunestack" not in sys.modules
+json.dump(results, open(sys.argv[2], "w"))
+"""
+
+
+def test_what_is_saved_loads_in_peft_in_a_fresh_process(tmp_path: Path) -> None:
+    """The base's checkpoint may lack the head, and the pooler: both travel with the adapter."""
+    cases: dict[str, tuple[str, bool, dict[str, Any]]] = {
+        "bert": ("bert", False, {"bias": "all"}),
+        "bert with a head": ("bert", True, {"modules_to_save": ["pooler"]}),
+        "roberta": ("roberta", False, {"bias": "lora_only"}),
+        "distilbert": ("distilbert", False, {"bias": "lora_only"}),
+        "distilbert with a head": ("distilbert", True, {"rank_pattern": {"q_lin": 2}}),
+        "llama": ("llama", False, {"target_modules": "all-linear", "use_rslora": True}),
+        "gpt2": ("gpt2", False, {"bias": "all", "target_modules": ["c_attn", "c_fc"]}),
+        "gpt2 with a head": ("gpt2", True, {"layers_to_transform": [0]}),
+    }
+    places, expected = {}, {}
+    for name, (kind, head, fields) in cases.items():
+        folder = tmp_path / name.replace(" ", "-")
+        folder.mkdir()
+        saved = tiny.save_base(folder, kind, head=head)
+        stack, slot, _ = open_slot(tiny.open_base(str(saved)), seed=len(name), **fields)
+        names = {name.removeprefix("base_model.model.") for name in slot.adapter.parameters}
+        if kind == "bert" and not head:
+            assert {"bert.pooler.dense.weight", "classifier.weight"} <= names
+        if kind == "distilbert":
+            assert {"pre_classifier.weight", "classifier.bias"} <= names
+        disturb(slot)
+        adapter = folder / "adapter"
+        find_method("lora").save(adapter, slot.config, slot.adapter, stack.host, str(saved))
+        batch, _ = batch_of(slot, stack)
+        stack.host.rows.set([slot.span(0, 4, training=False)])
+        with torch.no_grad():
+            expected[name] = stack.host.model(**batch).logits
+        places[name] = {
+            "base": str(saved),
+            "adapter": str(adapter),
+            "batch": {key: tensor.tolist() for key, tensor in batch.items()},
+        }
+        again = find_method("lora").read_config(adapter)
+        assert isinstance(again, LoraConfig)
+        assert again.base_model_name_or_path == str(saved)
+        other = stack.open(slot.trial)
+        other.adapter.load(read_tensors(adapter))
+        assert torch.equal(other.flat, slot.flat)
+    asked, answered = tmp_path / "asked.json", tmp_path / "answered.json"
+    asked.write_text(json.dumps(places))
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, str(asked), str(answered)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for name, logits in json.loads(answered.read_text()).items():
+        torch.testing.assert_close(torch.tensor(logits), expected[name], rtol=1e-5, atol=1e-5)
+
+
+def refused(base: Base, **fields: Any) -> str:
+    """What is said about a config that cannot work."""
+    with pytest.raises(UserError) as caught:
+        check(base, tiny.lora_config(base, **fields))
+    return str(caught.value)
+
+
+def check(base: Base, config: PeftConfig) -> None:
+    model = base.skeleton(tiny.SequenceClassification.auto_class, base.model_config(2))
+    find_method("lora").check(config, model)
+
+
+def test_impossible_configs_are_refused_with_what_would_work(tmp_path: Path) -> None:
+    base = tiny.random_base(tmp_path, "bert")
+    assert "Did you mean 'lora_alpha'" in refused(base, lora_alhpa=3)
+    assert "1 <= r <= 16" in refused(base, r=0)
+    assert "found 17" in refused(base, r=17)
+    assert "found 20" in refused(base, rank_pattern={"query": 20})
+    assert "eight" in refused(base, r="eight")
+    nothing = refused(base, target_modules=["querry", "value"])
+    assert "'querry', which matches none" in nothing
+    assert "Did you mean" in nothing
+    assert "attention.self.query" in nothing
+    assert "output.dense" in refused(base, target_modules=r".*no_such_layer.*")
+    assert "lora_dropout" in refused(base, lora_dropout=1.0)
+    assert "'none', 'all' or 'lora_only'" in refused(base, bias="some")
+    types = refused(base, r=[8], use_rslora="perhaps", unknown=1)
+    assert all(f"lora.{name}" in types for name in ("r", "use_rslora", "unknown"))
+    both = refused(base, r=99, lora_dropout=-1, target_modules=["value", "nothing"])
+    assert "lora_dropout" in both
+    assert "nothing" in both
+    assert "99" in both
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"use_dora": True},
+        {"init_lora_weights": "pissa"},
+        {"lora_bias": True},
+        {"trainable_token_indices": [3]},
+        {"target_parameters": ["query.weight"]},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_variants_that_are_not_there_are_refused_not_ignored(tmp_path: Path, fields: dict[str, Any]) -> None:
+    assert next(iter(fields)) in refused(tiny.random_base(tmp_path, "bert"), **fields)
+
+
+def test_every_field_that_changes_pefts_lora_is_supported_or_refused(tmp_path: Path) -> None:
+    """A new release of PEFT with a new field must not make us ignore it."""
+    base = tiny.random_base(tmp_path, "bert")
+    config = tiny.lora_config(base)
+    for name in LoraConfig.__dataclass_fields__:
+        if getattr(LoraConfig(), name) is False and name not in ("use_rslora", "fan_in_fan_out"):
+            if name == "inference_mode":
+                continue
+            changed = copy.deepcopy(config)
+            setattr(changed, name, True)
+            with pytest.raises(UserError, match=name):
+                check(base, changed)
+
+
+def test_wrong_files_are_refused(tmp_path: Path) -> None:
+    stack, slot, _ = open_slot(tiny.random_base(tmp_path, "bert"))
+    folder = tmp_path / "adapter"
+    find_method("lora").save(folder, slot.config, slot.adapter, stack.host, "base")
+    weights = folder / "adapter_model.safetensors"
+    good = weights.read_bytes()
+    weights.write_bytes(good[: len(good) // 2])
+    with pytest.raises(UserError, match="whole safetensors file"):
+        read_tensors(folder)
+    weights.unlink()
+    with pytest.raises(UserError, match="no such file"):
+        read_tensors(folder)
+    torch.save(slot.adapter.tensors(), folder / "adapter_model.bin")
+    with pytest.raises(UserError, match="pickle"):
+        read_tensors(folder)
+
+    tensors = slot.adapter.tensors()
+    name = next(iter(tensors))
+    with pytest.raises(UserError, match=r"expected shape \(3, 16\), found shape \(4, 16\)"):
+        slot.adapter.load({**tensors, name: torch.zeros(4, 16)})
+    with pytest.raises(UserError, match="is missing"):
+        slot.adapter.load({key: value for key, value in tensors.items() if key != name})
+    with pytest.raises(UserError, match="extra is not of this adapter"):
+        slot.adapter.load({**tensors, "extra": torch.zeros(1)})
+    assert torch.equal(slot.adapter.tensors()[name], tensors[name]), "nothing was taken over"

@@ -1,0 +1,221 @@
+"""Tiny models with random weights and tiny texts that can be learned, for tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, ClassVar
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from peft import PeftConfig
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+
+from tunestack.bases import Base, load_base
+from tunestack.bases.sources import byte_tokenizer
+from tunestack.config import BaseConfig, TrainingConfig
+from tunestack.methods.registry import find_method
+from tunestack.stack import loop
+from tunestack.stack.loop import Notify, Outcome, Workload
+from tunestack.stack.slot import Slot, Trial
+from tunestack.tasks.classification import SequenceClassification
+
+HIDDEN, LAYERS, HEADS, INNER, TOKENS, VOCABULARY = 16, 2, 4, 24, 96, 160
+
+# Weights are drawn wide, so that every part of a model matters to its output.
+_ENCODER = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": HIDDEN,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "intermediate_size": INNER,
+    "max_position_embeddings": TOKENS,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+}
+_DECODER = {**_ENCODER, "num_key_value_heads": 2, "initializer_range": 0.3}
+del _DECODER["pad_token_id"]  # real ones often have none
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "bert": {**_ENCODER, "model_type": "bert"},
+    "roberta": {**_ENCODER, "model_type": "roberta", "max_position_embeddings": TOKENS + 2},
+    "electra": {**_ENCODER, "model_type": "electra", "embedding_size": 8},
+    "distilbert": {
+        "model_type": "distilbert",
+        "vocab_size": VOCABULARY,
+        "dim": HIDDEN,
+        "n_layers": LAYERS,
+        "n_heads": HEADS,
+        "hidden_dim": INNER,
+        "max_position_embeddings": TOKENS,
+        "initializer_range": 0.2,
+        "pad_token_id": 0,
+    },
+    "deberta-v2": {
+        **_ENCODER,
+        "model_type": "deberta-v2",
+        "relative_attention": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "type_vocab_size": 0,
+        "position_biased_input": False,
+    },
+    "modernbert": {
+        **_ENCODER,
+        "model_type": "modernbert",
+        "eos_token_id": 2,
+        "bos_token_id": 1,
+        "cls_token_id": 1,
+        "sep_token_id": 2,
+        "local_attention": 16,
+    },
+    "llama": {**_DECODER, "model_type": "llama", "bos_token_id": 1, "eos_token_id": 2},
+    "mistral": {**_DECODER, "model_type": "mistral", "sliding_window": 16},
+    "qwen2": {**_DECODER, "model_type": "qwen2", "bos_token_id": 1, "eos_token_id": 2},
+    "gpt2": {
+        "model_type": "gpt2",
+        "vocab_size": VOCABULARY,
+        "n_embd": HIDDEN,
+        "n_layer": LAYERS,
+        "n_head": HEADS,
+        "n_positions": TOKENS,
+        "initializer_range": 0.2,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+    "opt": {
+        "model_type": "opt",
+        "vocab_size": VOCABULARY,
+        "hidden_size": HIDDEN,
+        "word_embed_proj_dim": HIDDEN,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "ffn_dim": INNER,
+        "max_position_embeddings": TOKENS,
+        "init_std": 0.2,
+        "pad_token_id": 0,
+    },
+}
+LABELS = ["calm", "urgent"]
+
+
+def write_config(folder: Path, kind: str, **fields: Any) -> Path:
+    """A config.json of this kind of model, with some fields replaced."""
+    path = folder / f"{kind}.json"
+    path.write_text(json.dumps({**CONFIGS[kind], **fields}))
+    return path
+
+
+def random_base(folder: Path, kind: str, *, gradient_checkpointing: bool = False, **fields: Any) -> Base:
+    """A base with random weights of this kind, in fp32 on the processor."""
+    path = write_config(folder, kind, **fields)
+    return open_base(f"random:{path}", gradient_checkpointing=gradient_checkpointing)
+
+
+def open_base(model: str, **settings: Any) -> Base:
+    """A base in fp32 on the processor."""
+    return load_base(BaseConfig(model=model, **{"dtype": "float32", "device_map": "cpu", **settings}))
+
+
+def save_base(folder: Path, kind: str, *, head: bool = False, **fields: Any) -> Path:
+    """A folder with a model and its tokenizer: the plain model, without pooler, or one with a head."""
+    config = AutoConfig.for_model(**{**CONFIGS[kind], **fields})
+    torch.manual_seed(11)
+    if head:
+        model = AutoModelForSequenceClassification.from_config(config)
+    else:
+        options = {"add_pooling_layer": False} if kind in ("bert", "roberta") else {}
+        model = AutoModel.from_config(config, **options)
+    place = folder / f"saved-{kind}"
+    model.save_pretrained(place)
+    byte_tokenizer(config).save_pretrained(place)
+    return place
+
+
+def texts(count: int, seed: int, longest: int = 12) -> dict[str, list[Any]]:
+    """Short texts of skewed lengths whose label shows in their letters, one in ten mislabelled."""
+    random = np.random.default_rng(seed)
+    rows: dict[str, list[Any]] = {"text": [], "label": []}
+    for _ in range(count):
+        label = int(random.random() < 0.4)
+        words = 1 + int(longest * random.beta(1, 4))
+        letters = "abcde" if label else "cdefg"
+        text = " ".join("".join(random.choice(list(letters), random.integers(1, 6))) for _ in range(words))
+        rows["text"].append(text)
+        rows["label"].append(label if random.random() < 0.9 else 1 - label)
+    rows["label"][:2] = [0, 1]
+    return rows
+
+
+def workload(base: Base, rows: int = 26, test: bool = False, metric: str = "accuracy") -> Workload:
+    """Classification of tiny texts on this base."""
+    splits = {"train": texts(rows, seed=1), "validation": texts(14, seed=2)}
+    if test:
+        splits["test"] = texts(9, seed=3)
+    return Workload(base, SequenceClassification(LABELS), splits, metric)
+
+
+def lora_config(base: Base, **fields: Any) -> PeftConfig:
+    """A LoRA config for this base."""
+    head = base.load_model(SequenceClassification.auto_class, base.model_config(2)).head
+    values = {"r": 3, "lora_alpha": 6, **fields}
+    return find_method("lora").make_config(values, base.config.model_type, list(head))
+
+
+def trial(base: Base, key: str, seed: int = 1, method: str = "lora", **fields: Any) -> Trial:
+    """A trial; fields of the training settings are taken out, the others are the method's."""
+    training = {name: fields.pop(name) for name in list(fields) if name in TrainingConfig.model_fields}
+    defaults = {"learning_rate": 5e-3, "epochs": 2, "batch_size": 6, "class_weights": None}
+    if method == "lora":
+        config = lora_config(base, **fields)
+    else:
+        config = find_method(method).make_config(fields, base.config.model_type, [])
+    return Trial(key, find_method(method), config, TrainingConfig(**{**defaults, **training}), seed)
+
+
+class Ended:
+    """What a trial reached, copied out of its slot: weights at the end and at the best epoch."""
+
+    def __init__(self, outcome: Outcome, final: dict[str, torch.Tensor]) -> None:
+        self.final = final
+        self.best = outcome.slot.adapter.tensors()
+        self.curve = outcome.slot.progress.curve
+        self.best_epoch = outcome.slot.progress.best_epoch
+        self.steps = outcome.slot.progress.step
+        self.probabilities = outcome.probabilities
+        self.failure = outcome.failure
+
+
+class Watched(loop.Stack):
+    """A stack that keeps the weights that each trial ends with, before its best ones are restored."""
+
+    finals: ClassVar[dict[str, dict[str, torch.Tensor]]] = {}
+
+    def outcome(self, slot: Slot) -> Outcome:
+        self.finals[slot.trial.key] = slot.adapter.tensors()
+        return super().outcome(slot)
+
+
+def run(
+    work: Workload,
+    trials: list[Trial],
+    slots: int = 8,
+    notify: Notify = lambda event: None,
+    checkpoints: Path | None = None,
+    stack: type[loop.Stack] = Watched,
+) -> dict[str, Ended]:
+    """Train the trials to their ends."""
+    with patch.object(loop, "Stack", stack):
+        return {
+            outcome.trial.key: Ended(outcome, Watched.finals[outcome.trial.key])
+            for outcome in loop.train(work, trials, slots, notify, checkpoints)
+        }
+
+
+def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], atol: float = 1e-5) -> None:
+    """Both hold the same tensors, by name."""
+    assert set(ours) == set(theirs)
+    for name in ours:
+        torch.testing.assert_close(
+            ours[name], theirs[name], rtol=1e-5, atol=atol, msg=lambda told, name=name: f"{name}: {told}"
+        )
