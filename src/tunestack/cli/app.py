@@ -245,7 +245,7 @@ def describe(
 
 @app.command()
 def params(
-    base: Annotated[str, typer.Option("--base", help="Hub id, folder, or random:CONFIG.json.")],
+    base: Annotated[str, typer.Option("--base", help="Hub id, folder, or a CONFIG.json.")],
     method: Annotated[str, typer.Option("--method", help="The method's name.")] = "lora",
     r: Annotated[int | None, typer.Option("--r", help="LoRA's rank.", show_default=False)] = None,
     target_modules: Annotated[
@@ -256,14 +256,13 @@ def params(
 ) -> None:
     """Count trainable and total parameters without any weights."""
     with _told_to_users():
-        from tunestack.config import BaseConfig
         from tunestack.params import count_parameters, render_params
 
         targets: Any = target_modules
         if target_modules is not None and target_modules != "all-linear":
             targets = [name.strip() for name in target_modules.split(",")]
         fields = _given({"r": r, "target_modules": targets, "bias": bias})
-        console.print(render_params(count_parameters(BaseConfig(model=base), method, fields, num_labels)))
+        console.print(render_params(count_parameters(base, method, fields, num_labels)))
 
 
 @app.command()
