@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 from tunestack.bases import attention
 from tunestack.bases.layout import LAYOUTS
 from tunestack.bases.sources import Source, load_tokenizer, resolve
 from tunestack.config import BaseConfig
+from tunestack.errors import Problem, UserError
 
 SPREAD = ("auto", "balanced", "sequential")
 """Values of `device_map` that let accelerate spread a model over several devices."""
@@ -85,7 +89,7 @@ class Base:
         if self.device.type == "cpu" and model._supports_attention_backend:
             model.set_attn_implementation(attention.register())
         if self.settings.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            recompute_blocks(model)
         model.eval()
         fresh = {name.rpartition(".")[0] for name in missing}
         head = head_modules(model, self.config.model_type, fresh)
@@ -103,6 +107,33 @@ class LoadedModel:
     model: PreTrainedModel
     head: tuple[str, ...]
     fresh: frozenset[str]
+
+
+def recompute_blocks(model: PreTrainedModel) -> None:
+    """Keep no activations inside the model's blocks: the backward pass computes them again.
+
+    transformers does so in training mode alone, which would switch on dropout that we do not control.
+    Raises UserError for a model whose blocks are not known.
+    """
+    blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not blocks:
+        raise UserError(
+            Problem(
+                "gradient_checkpointing",
+                "a model that transformers can checkpoint",
+                type(model).__name__,
+                "Leave gradient_checkpointing out for this base.",
+            )
+        )
+    model.config.use_cache = False  # a recomputed block would write its keys a second time
+    for block in blocks:
+        block.forward = functools.partial(_recomputed, block.forward)
+
+
+def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
 def head_modules(model: nn.Module, model_type: str, fresh: Iterable[str] = ()) -> list[str]:

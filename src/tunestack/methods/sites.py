@@ -124,6 +124,7 @@ class Site:
         self.rows = rows
         self.parts: dict[int, list[Part]] = {}
         self.original: Callable[..., Any] = module.forward
+        self._own = "forward" in vars(module)  # others take forwards over in the same way
         self.open()
 
     def open(self) -> None:
@@ -132,7 +133,10 @@ class Site:
 
     def close(self) -> None:
         """Give the module its own forward back."""
-        del self.module.forward
+        if self._own:
+            self.module.forward = self.original
+        else:
+            del self.module.forward
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The module's forward with every slot's parts applied to its own rows."""

@@ -276,7 +276,7 @@ def _train_stack(
                 yield stack.outcome(slot)
                 stack.close(slot)
     except KeyboardInterrupt:
-        _save([slot for slot in active if slot.failure is None], checkpoints)
+        _save(active, checkpoints)
         raise
 
 
@@ -285,12 +285,15 @@ def _start(stack: Stack, trial: Trial, notify: Notify, checkpoints: Path | None)
     if checkpoints is not None and (path := _checkpoint(checkpoints, slot)).exists():
         slot.load(path)
     notify(_event("started", slot))
+    if slot.evaluation_due:  # interrupted between its last step and the evaluation
+        stack.evaluate([slot], notify)
     return slot
 
 
 def _save(slots: Sequence[Slot], checkpoints: Path | None) -> None:
+    """Write checkpoints; a trial that failed or is caught in the middle of a change keeps its last one."""
     for slot in slots:
-        if checkpoints is not None:
+        if checkpoints is not None and slot.failure is None and slot.consistent:
             slot.save(_checkpoint(checkpoints, slot))
 
 

@@ -59,7 +59,8 @@ class Slot:
     """A trial in training.
 
     Its weights are views into one vector, its gradients into another: clipping, the best epoch and
-    checkpoints are operations on whole vectors.
+    checkpoints are operations on whole vectors. `consistent` is False in the middle of a change, where an
+    interruption may fall.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Slot:
         self.class_weights = weights
         self.progress = Progress()
         self.failure: str | None = None
+        self.consistent = True
         self.best_probabilities: FloatArray | None = None
         self.lengths = lengths
         self._batches: tuple[int, list[IntArray]] = (-1, [])
@@ -111,9 +113,10 @@ class Slot:
 
     @property
     def evaluation_due(self) -> bool:
-        """Whether an epoch has just ended, or the training."""
+        """Whether an epoch has just ended, or the training, and is not evaluated yet."""
         step = self.progress.step
-        return step > 0 and (step % self.steps_per_epoch == 0 or step >= self.total_steps)
+        evaluated = self.progress.curve[-1].step if self.progress.curve else 0
+        return step > evaluated and (step % self.steps_per_epoch == 0 or step >= self.total_steps)
 
     def batches(self, epoch: int) -> list[IntArray]:
         """The examples of every step of an epoch; a function of the seed and the epoch alone."""
@@ -137,6 +140,7 @@ class Slot:
         if not math.isfinite(loss):
             self.failure = f"the loss became {loss} at step {self.progress.step}: lower the learning rate"
             return
+        self.consistent = False
         limit = self.trial.training.max_grad_norm
         if limit > 0:
             norm = torch.linalg.vector_norm(self.grad)
@@ -147,6 +151,7 @@ class Slot:
         self.progress.step += 1
         self.progress.loss_sum += loss
         self.progress.loss_steps += 1
+        self.consistent = True
 
     def record(
         self, metric: str, metrics: dict[str, float], loss: float, probabilities: FloatArray
@@ -160,6 +165,7 @@ class Slot:
             validation_loss=loss,
             metrics=metrics,
         )
+        self.consistent = False
         progress.loss_sum, progress.loss_steps = 0.0, 0
         progress.curve.append(point)
         if metrics[metric] > progress.best_value:
@@ -169,6 +175,7 @@ class Slot:
             self.best_probabilities = probabilities
         else:
             progress.without_gain += 1
+        self.consistent = True
         return point
 
     def restore_best(self) -> None:
