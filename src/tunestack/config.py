@@ -21,7 +21,7 @@ Label = Annotated[str, BeforeValidator(_label_text)]
 class Settings(BaseModel):
     """Base of all settings: unknown fields are refused, nothing is silently ignored."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class DataConfig(Settings):
@@ -94,7 +94,7 @@ class MethodConfig(Settings):
     """The method's own fields (PEFT's names: r, lora_alpha, target_modules, ...)."""
     training: dict[str, Any] = {}
     """Training fields that differ for this method."""
-    grid: dict[str, list[Any]] = {}
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     """Fields (of the method or of training) with several values each: one candidate for every combination."""
 
     @model_validator(mode="before")
@@ -107,7 +107,8 @@ class MethodConfig(Settings):
             return value
         ours = {name: field for name, field in value.items() if name in cls.model_fields}
         own = {name: field for name, field in value.items() if name not in cls.model_fields}
-        return {**ours, "config": {**ours.get("config", {}), **own}}
+        config = ours.get("config", {})
+        return {**ours, "config": {**config, **own}} if isinstance(config, dict) else ours
 
 
 class BaseConfig(Settings):
@@ -145,11 +146,24 @@ class CompareConfig(Settings):
     """What candidates are chosen by, on validation: f1 (macro beyond two classes), accuracy, mcc, ..."""
     slots: int | None = Field(default=None, ge=1)
     """How many trials train together at most; default: all that fit."""
-    output: str = "runs/comparison"
+    measure_costs: bool = True
+    """Measure what each candidate costs alone; without it, the verdict has no costs to choose by."""
+    output: str = Field(default="runs/comparison", min_length=1)
     """The run folder."""
 
     @field_validator("seeds", mode="before")
     @classmethod
     def _count(cls, value: Any) -> Any:
         """Accept how many seeds: 3 means 1, 2, 3."""
-        return list(range(1, value + 1)) if isinstance(value, int) and not isinstance(value, bool) else value
+        if not isinstance(value, int) or isinstance(value, bool):
+            return value
+        if value < 1:
+            raise ValueError("how many seeds, at least 1, or a list of them")
+        return list(range(1, value + 1))
+
+    @field_validator("seeds")
+    @classmethod
+    def _different(cls, value: list[int]) -> list[int]:
+        if len(set(value)) < len(value) or min(value) < 0:
+            raise ValueError("different numbers of 0 or more")
+        return value

@@ -49,12 +49,13 @@ class Problems:
         self._problems: list[Problem] = []
 
     def add(self, where: str, *, expected: str, found: str, fix: str) -> None:
-        """Note one problem."""
-        self._problems.append(Problem(where, expected, found, fix))
+        """Note one problem; once, however often it is found."""
+        self._note(Problem(where, expected, found, fix))
 
     def extend(self, error: UserError) -> None:
         """Take over the problems of an error that was caught."""
-        self._problems.extend(error.problems)
+        for problem in error.problems:
+            self._note(problem)
 
     def __bool__(self) -> bool:
         return bool(self._problems)
@@ -63,6 +64,10 @@ class Problems:
         """Raise one `UserError` with all the problems noted so far, if there are any."""
         if self._problems:
             raise UserError(*self._problems)
+
+    def _note(self, problem: Problem) -> None:
+        if problem not in self._problems:
+            self._problems.append(problem)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

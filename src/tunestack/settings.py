@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,16 +18,43 @@ from tunestack.errors import Problem, UserError, did_you_mean
 
 S = TypeVar("S", bound=BaseModel)
 
+_PLAIN_VALUES = (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?(0|[1-9][0-9]*)", list("-+0123456789")),
+    ("float", r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?", list("-+.0123456789")),
+    ("float", r"[-+]?[0-9]+[eE][-+]?[0-9]+", list("-+0123456789")),
+    ("float", r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.")),
+    ("merge", r"<<", ["<"]),
+)
+"""What is not text though it stands without quotes: as YAML 1.2 has it, without its octal and hexadecimal.
+
+PyYAML follows YAML 1.1, where 1e-4 is text, while no, 12:30, 007 and 2024-01-01 are not.
+"""
+
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-4 as text; settings are full of such numbers."""
+    """Plain data, by YAML 1.2; a key that stands twice is an error, not the last one's."""
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and keys.count(key.value) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key.value!r} is there more than once", key.start_mark
+                )
+        return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)$"),
-    list("-+0123456789."),
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes what the loader, or YAML 1.1, would not read as text."""
+
+
+for _tag, _pattern, _first in _PLAIN_VALUES:
+    for _kind in (_Loader, _Dumper):
+        _kind.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -36,19 +66,37 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(
             Problem(str(path), "a configuration file", "no such file", did_you_mean(path.name, near))
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except yaml.MarkedYAMLError as error:
+        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        found = " ".join(f"{error.problem} {error.context or ''}".split())
+        raise UserError(Problem(f"{path}{line}", "YAML", found, "Correct it there.")) from error
+    except (yaml.YAMLError, ValueError, OSError) as error:
         found = " ".join(str(error).split())
         raise UserError(Problem(str(path), "a YAML file", found, "Correct it there.")) from error
     if not isinstance(value, dict):
-        raise UserError(
-            Problem(
-                str(path),
-                "a mapping with `data` and `methods`",
-                type(value).__name__,
-                "See the recipes for examples.",
-            )
-        )
+        found = "nothing in it" if value is None else f"a {type(value).__name__}"
+        fix = "See the recipes for examples."
+        raise UserError(Problem(str(path), "a mapping with `data` and `methods`", found, fix))
     return value
+
+
+def to_yaml(values: Mapping[str, Any]) -> str:
+    """YAML that `read_yaml` reads as the same values."""
+    return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def overlay(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with what was given on top: None gives nothing, a mapping's fields each for themselves."""
+    result = dict(values)
+    for name, value in given.items():
+        if isinstance(value, Mapping):
+            fields = {field: inner for field, inner in value.items() if inner is not None}
+            below = result.get(name) or {}
+            # What is no mapping is left as it is, for the validation to refuse.
+            result[name] = {**below, **fields} if isinstance(below, Mapping) else below
+        elif value is not None:
+            result[name] = value
+    return result
 
 
 def validated(kind: type[S], values: Mapping[str, Any], where: str = "") -> S:
@@ -56,19 +104,87 @@ def validated(kind: type[S], values: Mapping[str, Any], where: str = "") -> S:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        problems = [_problem(kind, detail, where) for detail in error.errors()]
-        raise UserError(*problems) from error
+        raise UserError(*_problems(kind, error, where)) from error
+
+
+def checked(kind: type[S], values: Mapping[str, Any], check: Callable[[S], object]) -> S:
+    """Settings from plain values, as `validated`; but where some are wrong, the others go through `check`.
+
+    Those that are wrong have their defaults there, so that one UserError tells of both kinds of problems.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        problems = _problems(kind, error, "")
+        rest, left_out = _without(values, [detail["loc"] for detail in error.errors()])
+        raise UserError(*problems, *_further(kind, rest, left_out, check)) from error
+
+
+def _further(
+    kind: type[S], values: Mapping[str, Any], left_out: set[str], check: Callable[[S], object]
+) -> list[Problem]:
+    """What a check says of the values that are right; not of those left out, which it cannot know."""
+    try:
+        settings = kind.model_validate(values)
+    except ValidationError:
+        return []  # what was left out is needed
+    try:
+        check(settings)
+    except UserError as error:
+        return [problem for problem in error.problems if problem.where not in left_out]
+    return []
+
+
+def _without(
+    values: Mapping[str, Any], places: Iterable[tuple[int | str, ...]]
+) -> tuple[dict[str, Any], set[str]]:
+    """A copy without the values at these places, and the names of what is missing there.
+
+    Elements of a list cannot be missing: without one, the list is.
+    """
+    rest = copy.deepcopy(dict(values))
+    left_out = set()
+    for place in places:
+        inner: Any = rest
+        found: tuple[dict[Any, Any], int] | None = None
+        for depth, part in enumerate(place):
+            if isinstance(inner, dict) and part in inner:
+                found = inner, depth
+            elif not (isinstance(inner, list) and isinstance(part, int) and part < len(inner)):
+                break
+            inner = inner[part]
+        if found is not None:
+            fields, depth = found
+            fields.pop(place[depth], None)
+            left_out.add(".".join(map(str, place[: depth + 1])))
+    return rest, left_out
+
+
+def _problems(kind: type[BaseModel], error: ValidationError, where: str) -> list[Problem]:
+    """Problems in the user's words; where a value is none of several kinds, one that names them all."""
+    problems: dict[str, Problem] = {}
+    for detail in error.errors():
+        problem = _problem(kind, detail, where)
+        if (earlier := problems.get(problem.where)) is not None:
+            expected = f"{earlier.expected} or {problem.expected}"
+            problem = replace(problem, expected=expected)
+        problems[problem.where] = problem
+    return list(problems.values())
 
 
 def _problem(kind: type[BaseModel], detail: ErrorDetails, where: str) -> Problem:
-    path = [str(part) for part in detail["loc"]]
+    # In the place of a field that takes several kinds of values, pydantic names the kind: list[float].
+    path = list(itertools.takewhile(lambda part: "[" not in part, map(str, detail["loc"])))
     place = ".".join(([where] if where else []) + path) or kind.__name__
     if detail["type"] == "extra_forbidden":
         known = _fields_at(kind, path[:-1])
         return Problem(place, "a known setting", repr(path[-1]), did_you_mean(path[-1], known))
     if detail["type"] == "missing":
         return Problem(place, "a value", "none", f"Give `{path[-1]}`.")
+    if detail["type"] in ("model_type", "dict_type"):
+        return Problem(place, "a mapping", repr(detail["input"]), "Write `name: value` pairs.")
     expected = detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    expected = expected.removeprefix("List should have ").removesuffix(" after validation, not 0")
     return Problem(place, expected, repr(detail["input"]), "Correct it.")
 
 
