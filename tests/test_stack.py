@@ -111,6 +111,27 @@ def test_a_stack_of_k_equals_k_solo_runs(tmp_path: Path, kind: str) -> None:
         assert_same(refilled[key], ended)
 
 
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_a_slot_that_comes_later_gets_nothing_of_its_neighbours(tmp_path: Path, kind: str) -> None:
+    base = tiny.random_base(tmp_path, kind)
+    work = tiny.workload(base)
+    fields = {"base_dropout": True, "modules_to_save": ["LayerNorm"], "bias": "all"}
+    trials = [tiny.trial(base, str(seed), seed, **fields) for seed in (1, 2)]
+    encoded = work.encoded("validation", 512)
+
+    def stack() -> tiny.Watched:
+        return tiny.Watched(work, base.load_model(work.task.auto_class, work.task.model_config(base)))
+
+    shared, own = stack(), stack()
+    first = shared.open(trials[0])
+    shared.step([first], lambda event: None)
+    before = shared.logits([first], encoded)
+    second = shared.open(trials[1])
+    alone = own.open(trials[1])
+    torch.testing.assert_close(shared.logits([second], encoded), own.logits([alone], encoded))
+    torch.testing.assert_close(shared.logits([second, first], encoded)[1], before[0])
+
+
 @pytest.mark.parametrize("kind", ["bert", "roberta", "electra", "gpt2", "opt"])
 def test_dropout_masks_depend_on_the_trial_alone(tmp_path: Path, kind: str) -> None:
     """LoRA's own dropout and the base's: the same masks in any company and any padding."""
