@@ -41,13 +41,14 @@ def encode(
     labels: Sequence[int] | None,
     max_length: int,
 ) -> Encoded:
-    """Tokenise, cut at max_length tokens."""
+    """Tokenise, cut at max_length tokens; a text without any gets one, for a model must have what to pool."""
     limit = min(max_length, tokenizer.model_max_length)
     whole = tokenizer(
         list(texts), list(pairs) if pairs is not None else None, truncation=True, max_length=limit,
         return_overflowing_tokens=False, return_attention_mask=False, verbose=False,
     )  # fmt: skip
-    ids = [np.asarray(row, dtype=np.int64) for row in whole["input_ids"]]
+    nothing = [tokenizer.pad_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id]
+    ids = [np.asarray(row or nothing, dtype=np.int64) for row in whole["input_ids"]]
     types = None
     if pairs is not None and "token_type_ids" in whole:
         types = [np.asarray(row, dtype=np.int64) for row in whole["token_type_ids"]]
