@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from tunestack.config import BaseConfig, CompareConfig, DataConfig
 from tunestack.saved import Predictor, load
-from tunestack.settings import read_yaml, validated
+from tunestack.settings import checked, read_settings, validated
 
 if TYPE_CHECKING:
     from tunestack.data import Description
     from tunestack.results import Results
 
 __all__ = ["Predictor", "compare", "describe", "load"]
-
-_DATA_FIELDS = set(DataConfig.model_fields)
 
 
 def compare(
@@ -28,6 +26,7 @@ def compare(
     metric: str | None = None,
     training: Mapping[str, Any] | None = None,
     slots: int | None = None,
+    measure_costs: bool | None = None,
     output: str | Path | None = None,
     progress: bool = True,
     **data: Any,
@@ -36,27 +35,25 @@ def compare(
 
     source: a YAML configuration, or labelled text (a file, a folder, a Hub data set id). methods, bases:
     names, or mappings with their fields. seeds: how many, or which. training: fields of `TrainingConfig`.
-    output: the run folder; the same call resumes it. data: fields of `DataConfig` (`text="text"`,
-    `label="target"`, ...). What is given here stands above what the YAML file says.
+    measure_costs: False saves the seconds that it takes. output: the run folder; the same call resumes it.
+    data: fields of `DataConfig` (`text="text"`, `label="target"`, ...). What is given here stands above
+    what the YAML file says.
 
     Returns the results, as `results.json` holds them; `results.verdict.sentence` is the answer. Raises
     UserError with all problems before anything trains.
     """
-    path = str(source)
-    is_config = path.endswith((".yaml", ".yml"))
-    values: dict[str, Any] = read_yaml(Path(path)) if is_config else {"data": {"train": path}}
-    values["data"] = {**values.get("data", {}), **data}
-    values["training"] = {**values.get("training", {}), **(training or {})}
-    given: dict[str, Any] = {
-        "methods": list(methods) if methods is not None else None,
-        "bases": list(bases) if bases is not None else None,
+    given = {
+        "data": data,
+        "training": training or {},
+        "methods": None if methods is None else list(methods),
+        "bases": None if bases is None else list(bases),
         "seeds": seeds if seeds is None or isinstance(seeds, int) else list(seeds),
         "metric": metric,
         "slots": slots,
+        "measure_costs": measure_costs,
         "output": None if output is None else str(output),
     }
-    values.update({name: value for name, value in given.items() if value is not None})
-    config = validated(CompareConfig, values)
+    config = comparison(read_settings(str(source), given))
 
     from rich.console import Console
 
@@ -67,6 +64,17 @@ def compare(
         return run_comparison(config)
     with Display(Console(stderr=True), config.metric) as display:
         return run_comparison(config, display.notify)
+
+
+def comparison(values: Mapping[str, Any]) -> CompareConfig:
+    """A comparison's settings. Raises UserError with everything that is wrong, data and bases included."""
+
+    def plan(config: CompareConfig) -> object:
+        from tunestack.compare.plan import make_plan
+
+        return make_plan(config)
+
+    return checked(CompareConfig, values, plan)
 
 
 def describe(source: str | Path | DataConfig, *, bases: Sequence[str] = (), **data: Any) -> Description:

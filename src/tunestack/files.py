@@ -1,12 +1,14 @@
-"""Atomic writing: a file is written beside its place and then renamed, so no reader ever sees half of it."""
+"""Files: names for folders; atomic writing, beside its place and then renamed, never half there."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,38 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+LONGEST_SLUG = 60
+"""Characters of a folder's name; beyond, a digest stands for the rest."""
+
+
+def slug(name: str) -> str:
+    """A name as a folder's name: letters, digits, `_=.-`. May be empty; different names may have the same.
+
+    >>> slug("lora r=8 target_modules=query,value")
+    'lora-r=8-target_modules=query-value'
+    """
+    plain = re.sub(r"[^\w=.-]+", "-", name).strip("-.")
+    if len(plain) <= LONGEST_SLUG:
+        return plain
+    return f"{plain[: LONGEST_SLUG - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def why_not_writable(folder: Path) -> str | None:
+    """Why no file can be written in a folder (which need not exist yet), or None. Leaves nothing behind."""
+    created: list[Path] = []
+    try:
+        created = [path for path in (folder, *folder.parents) if not path.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return error.strerror or str(error)
+    finally:
+        for path in created:
+            with suppress(OSError):
+                path.rmdir()
 
 
 def write_text(path: Path, text: str) -> None:

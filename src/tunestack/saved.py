@@ -13,9 +13,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from tunestack.config import BaseConfig
-from tunestack.errors import Problem, UserError
-from tunestack.files import replacing, write_text
+from tunestack.errors import Problem, Problems, UserError
+from tunestack.files import replacing, why_not_writable, write_text
 from tunestack.results import Candidate, Results
+from tunestack.settings import read_json
 
 if TYPE_CHECKING:
     from tunestack.stack.loop import Stack
@@ -56,27 +57,46 @@ class Predictor(ABC):
         self.description = description
         self.label_names = tuple(description.label_names)
 
-    @abstractmethod
     def predict_proba(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> FloatArray:
         """Probabilities [texts, classes], classes in the order of `label_names`.
 
-        pairs: the second texts, for a candidate that was trained on sentence pairs.
+        pairs: the second texts, for a candidate that was trained on sentence pairs. Raises UserError where
+        they are missing, or too many.
         """
+        problems = Problems()
+        for name, given in (("texts", texts), ("pairs", pairs)):
+            if isinstance(given, str):
+                problems.add(name, expected="a list of texts", found="a single text", fix="Put it in a list.")
+        wanted = len(texts) if self.description.text_pair else None
+        found = None if pairs is None else len(pairs)
+        if wanted != found and not problems:
+            single = "none: it was trained on single texts"
+            problems.add(
+                "pairs",
+                expected=single if wanted is None else f"{wanted} second texts",
+                found="none" if found is None else str(found),
+                fix="Give `pairs` to what was trained on sentence pairs, and to nothing else.",
+            )
+        problems.raise_if_any()
+        return self._probabilities(texts, pairs) if len(texts) else np.empty((0, len(self.label_names)))
+
+    @abstractmethod
+    def _probabilities(self, texts: Sequence[str], pairs: Sequence[str] | None) -> FloatArray:
+        """Probabilities [texts, classes] of at least one text."""
 
     def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[str]:
         """The most probable label of each text."""
-        if isinstance(texts, str):
-            raise UserError(Problem("texts", "a list of texts", "a single text", "Put it in a list."))
         return [self.label_names[index] for index in self.predict_proba(texts, pairs).argmax(axis=1)]
 
     def predict_file(self, source: Path, target: Path, chunk_rows: int = 1000) -> Iterator[int]:
         """Predict a file of any size, a chunk at a time: its columns, `prediction` and `prob_<label>`.
 
         Yields the number of rows done after each chunk; `target` appears when all are. Raises UserError
-        for a missing file or column.
+        for a missing file or column, or where `target` cannot be written.
         """
         from tunestack.data import iter_rows
 
+        _check_target(target)
         columns = [name for name in (self.description.text, self.description.text_pair) if name]
         chunks = iter_rows(source, columns, chunk_rows)
         done = 0
@@ -92,7 +112,8 @@ class Predictor(ABC):
                     list(frame[self.description.text]), list(frame[pair]) if pair else None
                 )
                 labels = [self.label_names[index] for index in probabilities.argmax(axis=1)]
-                values = frame[kept].astype(object).where(frame[kept].notna(), "").to_numpy()
+                others = frame.reindex(columns=kept).astype(object)  # a column may end before the file does
+                values = others.where(others.notna(), "").to_numpy()
                 for row, label, probability in zip(values, labels, probabilities, strict=True):
                     writer.writerow([*row, label, *(f"{value:.6f}" for value in probability)])
                 done += len(frame)
@@ -107,9 +128,7 @@ class _ModelPredictor(Predictor):
         self._stack = stack
         self._seat = seat
 
-    def predict_proba(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> FloatArray:
-        if not len(texts):
-            return np.empty((0, len(self.label_names)))
+    def _probabilities(self, texts: Sequence[str], pairs: Sequence[str] | None) -> FloatArray:
         work = self._stack.work
         split = {"text": texts} if pairs is None else {"text": texts, "text_pair": pairs}
         encoded = work.task.encode(work.base, split, self.description.max_length)
@@ -121,9 +140,17 @@ class _BaselinePredictor(Predictor):
         super().__init__(description)
         self._fitted = fitted
 
-    def predict_proba(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> FloatArray:
+    def _probabilities(self, texts: Sequence[str], pairs: Sequence[str] | None) -> FloatArray:
         result: FloatArray = self._fitted.probabilities(list(texts), pairs)
         return result
+
+
+def _check_target(target: Path) -> None:
+    reason = "a folder" if target.is_dir() else why_not_writable(target.parent)
+    if reason is not None:
+        raise UserError(
+            Problem(str(target), "a file that can be written", reason, "Choose another one with --out.")
+        )
 
 
 @dataclass(frozen=True)
@@ -156,17 +183,17 @@ def load(path: str | Path) -> Predictor:
                 "Give the folder that `tunestack compare` wrote, or one of its adapters.",
             )
         )
-    description = Description.model_validate_json((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    description = read_json(Description, folder / DESCRIPTION)
     return (_load_method if description.kind == "method" else _load_baseline)(folder, description)
 
 
 def shipped_folder(run: Path) -> Path:
     """The folder of what a run's verdict ships, its best seed on validation."""
-    results = Results.load(run / "results.json")
+    results = read_json(Results, run / "results.json")
     if results.verdict is None:
         raise UserError(
             Problem(
-                str(run), "a finished comparison", "no verdict yet", "Run the same command again to finish."
+                str(run), "a comparison with a candidate to ship", "none that finished", "See its report."
             )
         )
     candidate = next(entry for entry in results.candidates if entry.name == results.verdict.ship)

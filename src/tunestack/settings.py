@@ -80,6 +80,22 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return value
 
 
+def read_json(kind: type[S], path: Path) -> S:
+    """A JSON file that tunestack wrote. Raises UserError where it is damaged, or of another version."""
+    try:
+        return kind.model_validate_json(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        found = " ".join(str(error).splitlines()[:3])
+        expected = "a file as this version of tunestack writes it"
+        raise UserError(Problem(str(path), expected, found, "Run again what wrote it.")) from error
+
+
+def read_settings(source: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked of a comparison: in a YAML file, or with data alone, and what was given on top."""
+    is_config = source.endswith((".yaml", ".yml"))
+    return overlay(read_yaml(Path(source)) if is_config else {"data": {"train": source}}, given)
+
+
 def to_yaml(values: Mapping[str, Any]) -> str:
     """YAML that `read_yaml` reads as the same values."""
     return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True)

@@ -16,7 +16,7 @@ from rich.markup import escape
 from tunestack.errors import UserError
 
 if TYPE_CHECKING:
-    from tunestack.config import CompareConfig, DataConfig
+    from tunestack.config import DataConfig
 
 app = typer.Typer(
     help="Which model and which fine-tuning method should I ship? Train every candidate on one frozen base.",
@@ -76,9 +76,11 @@ def _told_to_users() -> Iterator[None]:
     """Print what users can mend, and leave with exit code 2; everything else is a bug and shows as one."""
     try:
         yield
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
     except UserError as error:
         count = len(error.problems)
-        errors.print(f"[bold red]{count} problem{'s' if count > 1 else ''}, nothing was started:[/]")
+        errors.print(f"[bold red]{count} problem{'s' if count > 1 else ''}:[/]")
         for problem in error.problems:
             errors.print(f"\n[bold]{escape(problem.where)}[/]", highlight=False)
             for word in ("expected", "found", "fix"):
@@ -116,7 +118,7 @@ def compare(
         ),
     ] = None,
     seeds: Annotated[
-        int | None, typer.Option(min=1, help="Seeds a candidate. [default: 3]", show_default=False)
+        int | None, typer.Option(help="Seeds a candidate. [default: 3]", show_default=False)
     ] = None,
     metric: Annotated[
         str | None, typer.Option(help="What candidates are chosen by. [default: f1]", show_default=False)
@@ -144,6 +146,14 @@ def compare(
     slots: Annotated[
         int | None, typer.Option(help="Trials that train together at most.", show_default=False)
     ] = None,
+    costs: Annotated[
+        bool | None,
+        typer.Option(
+            "--costs/--no-costs",
+            help="Measure what each candidate costs alone, in a process of its own. [default: on]",
+            show_default=False,
+        ),
+    ] = None,
     output: Annotated[
         str | None,
         typer.Option("--output", "-o", help="The run folder. [default: runs/comparison]", show_default=False),
@@ -170,29 +180,35 @@ def compare(
             "batch_size": batch_size,
             "max_length": max_length,
         },
+        "bases": base or None,
         "methods": method or None,
         "seeds": seeds,
         "metric": metric,
         "slots": slots,
+        "measure_costs": costs,
         "output": output,
     }
     with _told_to_users():
+        from tunestack.api import comparison
+        from tunestack.settings import read_settings
+
+        config = comparison(_with_base_flags(read_settings(source, flags), dtype, trust_remote_code or []))
+
         from tunestack.cli.progress import Display
         from tunestack.compare.run import run_comparison
         from tunestack.report.leaderboard import render_terminal
 
-        config = _compare_config(source, flags, base or [], dtype, trust_remote_code or [])
         folder = Path(config.output)
         try:
             with Display(errors, config.metric) as display:
                 results = run_comparison(config, display.notify)
         except KeyboardInterrupt:
-            errors.print(
-                f"\nStopped. What was trained lies in {folder}; the same command goes on from there."
-            )
-            raise typer.Exit(130) from None
+            _say(errors, f"\nStopped. What was trained is in {folder}; the same command goes on from there.")
+            raise
         console.print(render_terminal(results))
-        console.print(f"\nReport: {folder / 'report.html'}", highlight=False, soft_wrap=True)
+        _say(console, f"\nReport: {folder / 'report.html'}")
+        if results.verdict is None:  # every candidate failed
+            raise typer.Exit(1)
 
 
 @app.command()
@@ -286,7 +302,7 @@ def predict(
             task = progress.add_task("0 rows")
             for done in predictor.predict_file(source, out):
                 progress.update(task, description=f"{done:,} rows")
-        console.print(f"{done:,} rows labelled: {out}", highlight=False, soft_wrap=True)
+        _say(console, f"{done:,} rows labelled: {out}")
 
 
 @app.command()
@@ -299,40 +315,40 @@ def report(
         from tunestack.report.html import write_report
         from tunestack.report.leaderboard import write_leaderboard
         from tunestack.results import Results
+        from tunestack.settings import read_json
 
         if not (run / "results.json").is_file():
             raise UserError(
                 Problem(str(run), "a run folder", "no results.json in it", "Finish the run first.")
             )
-        results = Results.load(run / "results.json")
+        results = read_json(Results, run / "results.json")
         write_leaderboard(results, run / "leaderboard.md")
-        console.print(str(write_report(results, run)), highlight=False, soft_wrap=True)
+        _say(console, str(write_report(results, run)))
 
 
-def _compare_config(
-    source: str, flags: dict[str, Any], bases: list[str], dtype: str | None, trusted: list[str]
-) -> CompareConfig:
-    """The settings of a comparison: a YAML file's, with the flags on top; or the flags alone."""
-    from tunestack.config import CompareConfig
-    from tunestack.settings import read_yaml, validated
+def _with_base_flags(values: dict[str, Any], dtype: str | None, trusted: list[str]) -> dict[str, Any]:
+    """Settings with the flags that are about each base. Raises UserError for trusting one not among them."""
+    from tunestack.errors import Problem, did_you_mean
 
-    is_config = source.endswith((".yaml", ".yml"))
-    values: dict[str, Any] = read_yaml(Path(source)) if is_config else {"data": {"train": source}}
-    for name, value in _given(flags).items():
-        if isinstance(value, dict):
-            values[name] = {**values.get(name, {}), **_given(value)}
-        else:
-            values[name] = value
-    if bases:
-        values["bases"] = bases
-    entries = [{"model": entry} if isinstance(entry, str) else entry for entry in values.get("bases", [])]
-    extra = _given({"dtype": dtype})
-    values["bases"] = [
-        {**entry, **extra, **({"trust_remote_code": True} if entry.get("model") in trusted else {})}
-        for entry in entries
-    ]
-    config: CompareConfig = validated(CompareConfig, values)
-    return config
+    bases = values.get("bases", [])
+    if not isinstance(bases, list):
+        return values  # the validation refuses it
+    entries = [{"model": entry} if isinstance(entry, str) else entry for entry in bases]
+    models = [entry.get("model") for entry in entries if isinstance(entry, dict)]
+    if unknown := [name for name in trusted if name not in models]:
+        fix = did_you_mean(unknown[0], map(str, models))
+        raise UserError(Problem("--trust-remote-code", "the name of one of the bases", repr(unknown[0]), fix))
+
+    def flagged(entry: Any) -> Any:
+        trust = {"trust_remote_code": True} if entry.get("model") in trusted else {}
+        return {**entry, **_given({"dtype": dtype}), **trust}
+
+    return {**values, "bases": [flagged(entry) if isinstance(entry, dict) else entry for entry in entries]}
+
+
+def _say(where: Console, text: str) -> None:
+    """Print a line as it is: paths may hold what rich takes for markup, and are copied from the terminal."""
+    where.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

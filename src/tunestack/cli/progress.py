@@ -8,6 +8,7 @@ from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
@@ -86,9 +87,9 @@ class Display:
                 self._line(f"{event.key}: done")
             case "failed":
                 self._rows.pop(event.key, None)
-                self.console.print(f"[red]{event.key} failed:[/] {event.message}")
+                self.console.print(f"[red]{event.key} failed:[/] {escape(event.message)}")
             case "narrowed":
-                self.console.print(f"[yellow]{event.message}[/]")
+                self.console.print(f"[yellow]{escape(event.message)}[/]")
             case "measuring":
                 self._note = f"Measuring what {event.key} costs alone"
                 self._line(self._note)

@@ -9,17 +9,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 
-from tunestack.compare.plan import BaselineCandidate, MethodCandidate, Plan, slug
+from tunestack.compare.checks import IDENTITY
+from tunestack.compare.plan import BaselineCandidate, MethodCandidate, Plan
 from tunestack.environment import environment
 from tunestack.errors import Problem, UserError
-from tunestack.files import replacing, write_json, write_text
+from tunestack.files import replacing, slug, write_json, write_text
 from tunestack.results import Costs, SeedResult, SplitScores
 from tunestack.saved import Description
+from tunestack.settings import to_yaml
 from tunestack.tasks.metrics import confusion_matrix
 
-FREE = ("output", "slots")
+FREE = ("output", "slots", "measure_costs")
 """Settings that may differ when a run is resumed: they change no result."""
 
 FloatArray = np.ndarray[tuple[int, ...], np.dtype[np.floating[Any]]]
@@ -45,12 +46,12 @@ class RunFolder:
             "data": plan.data.fingerprint,
             "config": plan.config.model_dump(mode="json", exclude=set(FREE)),
         }
-        known = path / "run.json"
+        known = path / IDENTITY
         if known.exists():
             _check_same(path, json.loads(known.read_text(encoding="utf-8")), identity)
         else:
             write_json(known, identity)
-        write_text(path / "config.yaml", yaml.safe_dump(plan.config.model_dump(mode="json"), sort_keys=False))
+        write_text(path / "config.yaml", to_yaml(plan.config.model_dump(mode="json")))
         write_json(path / "environment.json", environment())
         return cls(path, plan)
 
@@ -146,24 +147,38 @@ def _columns(label_names: Sequence[str]) -> list[str]:
 
 
 def _check_same(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    """Raise a UserError that names the settings that differ, or says that the data does."""
     if theirs == ours:
         return
+    there, here = _leaves(theirs["config"]), _leaves(ours["config"])
     differing = [
-        f"{key}: {_short(theirs['config'].get(key))} there, {_short(value)} here"
-        for key, value in ours["config"].items()
-        if theirs["config"].get(key) != value
+        f"{name}: {_short(there.get(name))} there, {_short(here.get(name))} here"
+        for name in dict.fromkeys([*here, *there])
+        if there.get(name) != here.get(name)
     ]
-    found = "; ".join(differing) or "the contents of the data changed since"
+    found = f"a run of another configuration ({'; '.join(differing)})"
     raise UserError(
         Problem(
             str(path),
-            "an empty folder, or the folder of the same comparison",
-            f"a run of another configuration ({found})",
+            "a new folder, or that of the same comparison",
+            found if differing else "a run on other data: the contents of the files have changed since",
             "Choose another --output, or delete the folder.",
         )
     )
 
 
+def _leaves(value: Any, place: str = "") -> dict[str, Any]:
+    """Single settings by their places: {"methods.0.config.r": 8}."""
+    if not isinstance(value, dict | list) or not value:
+        return {place: value}
+    inner = value.items() if isinstance(value, dict) else enumerate(value)
+    return {
+        name: leaf
+        for key, child in inner
+        for name, leaf in _leaves(child, f"{place}.{key}" if place else str(key)).items()
+    }
+
+
 def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 120 else text[:117] + "..."
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import itertools
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-import numpy as np
 from peft import PeftConfig
+from transformers import PreTrainedModel
 
 from tunestack.baselines.base import Baseline
 from tunestack.baselines.registry import BASELINES
 from tunestack.bases import Base, load_base
 from tunestack.bases.base import head_modules
+from tunestack.compare.checks import check_class_weights, check_metric, check_names, check_output
 from tunestack.config import BaseConfig, CompareConfig, MethodConfig, Settings, TrainingConfig
 from tunestack.data import TextData, load_text_data
-from tunestack.errors import Problems, UserError, did_you_mean
+from tunestack.errors import Problem, Problems, UserError, did_you_mean
+from tunestack.files import slug
 from tunestack.methods.base import Method
 from tunestack.methods.registry import METHODS
 from tunestack.settings import validated
 from tunestack.stack.slot import Trial
 from tunestack.tasks.classification import SequenceClassification
-from tunestack.tasks.metrics import known_metrics
 
 T = TypeVar("T")
 
@@ -98,21 +98,14 @@ def make_plan(config: CompareConfig) -> Plan:
     check_output(Path(config.output), problems)
     data = _collected(problems, load_text_data, config.data)
     bases = _open_bases(config, problems)
-    task = SequenceClassification(data.label_names if data else ("0", "1"))
-    if data:
-        _check_metric(config.metric, len(data.label_names), problems)
-        _check_class_weights(config.training, data, problems)
-    if len(set(config.seeds)) < len(config.seeds):
-        problems.add("seeds", expected="different seeds", found=str(config.seeds), fix="Give each once.")
+    names = data.label_names if data else ("0", "1")
+    check_metric(config.metric, len(names) if data else None, problems)
+    task = SequenceClassification(names)
     candidates = list(_candidates(config, bases, task, problems))
-    names = [candidate.name for candidate in candidates]
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        problems.add(
-            "methods",
-            expected="candidates that differ",
-            found=f"{name!r} {names.count(name)} times",
-            fix="Change a field, or give each its own `name`.",
-        )
+    check_names([candidate.name for candidate in candidates], problems)
+    if data:
+        own = {c.name: c.training for c in candidates if isinstance(c, MethodCandidate)}
+        check_class_weights(config.training, own, names, problems)
     problems.raise_if_any()
     assert data is not None  # or its problems would have been raised
     return Plan(config, data, task, bases, candidates)
@@ -121,28 +114,6 @@ def make_plan(config: CompareConfig) -> Plan:
 def texts_of(split: Any) -> tuple[list[str], list[str] | None]:
     """The texts of a split, and the second texts of pairs."""
     return list(split["text"]), list(split["text_pair"]) if "text_pair" in split.column_names else None
-
-
-def slug(name: str) -> str:
-    """A candidate's name as a folder's name."""
-    return re.sub(r"[^A-Za-z0-9=._-]+", "-", name).strip("-.")
-
-
-def check_output(folder: Path, problems: Problems) -> None:
-    """Note a problem where the run folder cannot be written."""
-    existing = next(path for path in [folder, *folder.parents] if path.exists())
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        problems.add(
-            "output",
-            expected="a folder that can be written",
-            found=f"{folder}: {error.strerror or error} (at {existing})",
-            fix="Choose another folder with --output.",
-        )
 
 
 def _collected(problems: Problems, function: Callable[..., T], *arguments: Any) -> T | None:
@@ -155,19 +126,30 @@ def _collected(problems: Problems, function: Callable[..., T], *arguments: Any) 
 
 
 @contextmanager
-def _collecting(problems: Problems) -> Iterator[None]:
+def _collecting(problems: Problems, where: str = "") -> Iterator[None]:
+    """Note the problems of a user's error, with the place they are in, and go on after the block."""
     try:
         yield
     except UserError as error:
-        problems.extend(error)
+        for problem in error.problems:
+            place = f"{where}: {problem.where}" if where else problem.where
+            problems.extend(UserError(replace(problem, where=place)))
 
 
 def _open_bases(config: CompareConfig, problems: Problems) -> dict[str, Base]:
     bases: dict[str, Base] = {}
-    for settings in config.bases:
+    names = [_base_name(settings, config.bases) for settings in config.bases]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        problems.add(
+            "bases",
+            expected="each base once, or with different dtypes",
+            found=f"{name!r} {names.count(name)} times",
+            fix="Remove one, or compare them in runs of their own.",
+        )
+    for name, settings in zip(names, config.bases, strict=True):
         base = _collected(problems, load_base, settings)
         if base is not None:
-            bases[_base_name(settings, config.bases)] = base
+            bases[name] = base
     if not config.bases and any(_needs_base(entry) for entry in config.methods):
         problems.add(
             "bases",
@@ -193,6 +175,7 @@ def _candidates(
 ) -> Iterator[MethodCandidate | BaselineCandidate]:
     known = [*METHODS, *BASELINES]
     checks = {name: _BaseCheck(base, task) for name, base in bases.items()}
+    shown = _short_names(list(bases))
     for position, entry in enumerate(config.methods):
         where = f"methods.{position}"
         if entry.method not in known:
@@ -208,10 +191,15 @@ def _candidates(
             label = entry.name or _label(variant, alone=len(same) == 1 and not entry.grid)
             if entry.name and entry.grid:
                 label = f"{entry.name} {_values(variant.chosen)}"
-            for base in bases if _needs_base(entry) else [None]:
-                name = f"{_short(base)} {label}" if base and len(bases) > 1 else label
-                with _collecting(problems):
-                    yield _candidate(config, variant, name, base, checks, where)
+            training = None
+            with _collecting(problems):
+                training = _training(config, variant, where)
+            # Where no base could be opened, the rest is checked all the same.
+            on: list[str | None] = [*bases] if bases and _needs_base(entry) else [None]
+            for base in on:
+                name = f"{shown[base]} {label}" if base and len(bases) > 1 else label
+                with _collecting(problems, where if name == label else f"{where} on {shown[base or '']}"):
+                    yield from _candidate(variant, name, base, checks, training)
 
 
 @dataclass
@@ -220,12 +208,24 @@ class _BaseCheck:
 
     base: Base
     task: SequenceClassification
-    _skeleton: Any = field(default=None)
+    _skeleton: PreTrainedModel | None = field(default=None)
 
     @property
-    def skeleton(self) -> Any:
+    def skeleton(self) -> PreTrainedModel:
+        """The model without weights. Raises UserError where transformers cannot make it a classifier."""
         if self._skeleton is None:
-            self._skeleton = self.base.skeleton(self.task.auto_class, self.task.model_config(self.base))
+            config = self.task.model_config(self.base)
+            try:
+                self._skeleton = self.base.skeleton(self.task.auto_class, config)
+            except ValueError as error:
+                raise UserError(
+                    Problem(
+                        self.base.name,
+                        "a model that transformers can classify sequences with",
+                        f"model_type {config.model_type!r}",
+                        "Choose another base.",
+                    )
+                ) from error
         return self._skeleton
 
 
@@ -240,45 +240,73 @@ class _Variant:
 
 
 def _expand(entry: MethodConfig) -> Iterator[_Variant]:
+    trains = entry.method in METHODS
     for values in itertools.product(*entry.grid.values()):
         chosen = dict(zip(entry.grid, values, strict=True))
-        of_training = {name: value for name, value in chosen.items() if name in TrainingConfig.model_fields}
-        own = {name: value for name, value in chosen.items() if name not in of_training}
+        of_training = {
+            name: chosen[name] for name in chosen if trains and name in TrainingConfig.model_fields
+        }
+        own = {name: chosen[name] for name in chosen if name not in of_training}
         yield _Variant(entry.method, {**entry.config, **own}, {**entry.training, **of_training}, chosen)
 
 
+def _training(config: CompareConfig, variant: _Variant, where: str) -> TrainingConfig:
+    """What a variant trains with. Raises UserError for fields that do not belong where they are."""
+    problems = Problems()
+    if variant.method in BASELINES:
+        for name in variant.training:
+            problems.add(
+                f"{where}.training.{name}",
+                expected="no training fields: this is a baseline",
+                found=name,
+                fix="Remove it.",
+            )
+        problems.raise_if_any()
+        return config.training
+    for name in set(variant.fields) & set(TrainingConfig.model_fields):
+        problems.add(
+            f"{where}.{name}",
+            expected=f"a field of {variant.method}",
+            found="a field of training",
+            fix=f"Write it under `training`: {{method: {variant.method}, training: {{{name}: ...}}}}.",
+        )
+    given = config.training.model_dump(exclude_unset=True)
+    values = {**METHODS[variant.method].training_defaults, **given, **variant.training}
+    with _collecting(problems):
+        training = validated(TrainingConfig, values, f"{where}.training")
+    problems.raise_if_any()
+    return training
+
+
 def _candidate(
-    config: CompareConfig,
     variant: _Variant,
     name: str,
     base: str | None,
     checks: dict[str, _BaseCheck],
-    where: str,
-) -> MethodCandidate | BaselineCandidate:
+    training: TrainingConfig | None,
+) -> Iterator[MethodCandidate | BaselineCandidate]:
+    """The candidate, if its training is right. Raises UserError for what is wrong with its own fields.
+
+    base: None for a baseline that needs none; for others where no base could be opened, which is a problem
+    noted already: only what does not depend on it is checked then.
+    """
+    skeleton = checks[base].skeleton if base else None
     if variant.method in BASELINES:
         baseline = BASELINES[variant.method]
-        problems = Problems()
-        for unknown in variant.training:
-            problems.add(
-                f"{where}.training.{unknown}",
-                expected="no training fields: this is a baseline",
-                found=unknown,
-                fix="Remove it.",
-            )
-        problems.raise_if_any()
-        return BaselineCandidate(name, base, baseline, baseline.make_options(variant.fields))
+        yield BaselineCandidate(name, base, baseline, baseline.make_options(variant.fields))
+        return
     method = METHODS[variant.method]
-    assert base is not None
-    check = checks[base]
-    model_type = check.base.config.model_type
-    head = head_modules(check.skeleton, model_type)
-    settings = method.make_config(variant.fields, model_type, head)
-    method.check(settings, check.skeleton)
-    given = config.training.model_dump(exclude_unset=True)
-    values = {**method.training_defaults, **given, **variant.training}
-    training = validated(TrainingConfig, values, f"{where}.training")
-    fields = {**method.defaults(model_type), **variant.fields}
-    return MethodCandidate(name, base, method, settings, training, fields)
+    own = variant.fields.keys() - TrainingConfig.model_fields.keys()
+    fields = {name: variant.fields[name] for name in variant.fields if name in own}
+    if base is None or skeleton is None:
+        method.make_config(fields, "", [])
+        return
+    model_type = checks[base].base.config.model_type
+    settings = method.make_config(fields, model_type, head_modules(skeleton, model_type))
+    method.check(settings, skeleton)
+    if training is not None:
+        shown = {**method.defaults(model_type), **fields}
+        yield MethodCandidate(name, base, method, settings, training, shown)
 
 
 def _label(variant: _Variant, alone: bool) -> str:
@@ -301,26 +329,8 @@ def _values(fields: dict[str, Any]) -> str:
     return " ".join(f"{name}={text(value)}" for name, value in fields.items())
 
 
-def _short(base: str) -> str:
-    return base.rstrip("/").rsplit("/", 1)[-1].rsplit(":", 1)[-1]
-
-
-def _check_metric(metric: str, classes: int, problems: Problems) -> None:
-    known = known_metrics(classes)
-    if metric not in known:
-        problems.add(
-            "metric", expected="a metric of this task", found=repr(metric), fix=did_you_mean(metric, known)
-        )
-
-
-def _check_class_weights(training: TrainingConfig, data: TextData, problems: Problems) -> None:
-    weights = training.class_weights
-    if isinstance(weights, list) and (
-        len(weights) != len(data.label_names) or not all(np.isfinite(weights)) or min(weights) < 0
-    ):
-        problems.add(
-            "training.class_weights",
-            expected=f"{len(data.label_names)} weights of 0 or more, for {', '.join(data.label_names)}",
-            found=str(weights),
-            fix="Give one a class, or `balanced`.",
-        )
+def _short_names(bases: Sequence[str]) -> dict[str, str]:
+    """Bases by the last part of their names, where that tells them apart."""
+    short = {base: base.rstrip("/").rsplit("/", 1)[-1].rsplit(":", 1)[-1] for base in bases}
+    unique = len(set(short.values())) == len(bases)
+    return short if unique else {base: base for base in bases}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import shutil
 from collections.abc import Mapping
 
 import numpy as np
@@ -15,7 +16,6 @@ from tunestack.compare.plan import (
     MethodCandidate,
     Plan,
     make_plan,
-    slug,
     texts_of,
 )
 from tunestack.compare.statistics import Predictions, compare_to_best, summarize
@@ -23,7 +23,9 @@ from tunestack.compare.verdict import decide
 from tunestack.config import CompareConfig
 from tunestack.data import TextData
 from tunestack.environment import environment
+from tunestack.errors import UserError
 from tunestack.executors.local import LocalExecutor
+from tunestack.files import slug
 from tunestack.report.html import write_report
 from tunestack.report.leaderboard import write_leaderboard
 from tunestack.results import Candidate, Costs, DataSummary, HardExample, Results, SeedResult
@@ -46,12 +48,13 @@ def run_comparison(config: CompareConfig, notify: Notify = lambda event: None) -
             _run_baseline(candidate, plan, folder, notify)
     for base in plan.bases:
         _run_stack(base, plan, folder, notify)
-    for candidate in plan.candidates:
+    for candidate in plan.candidates if config.measure_costs else []:
         _measure(candidate, plan, folder, notify)
     results = collect(plan, folder)
     results.save(folder.path / "results.json")
     write_leaderboard(results, folder.path / "leaderboard.md")
     write_report(results, folder.path)
+    shutil.rmtree(folder.checkpoints, ignore_errors=True)  # all trials are done
     return results
 
 
@@ -63,9 +66,14 @@ def _run_baseline(candidate: BaselineCandidate, plan: Plan, folder: RunFolder, n
     notify(Event("started", key))
     base = plan.bases[candidate.base] if candidate.base else None
     train = plan.data.train
-    fitted = candidate.baseline.fit(
-        *texts_of(train), np.asarray(train["label"]), len(plan.data.label_names), candidate.options, base
-    )
+    try:
+        fitted = candidate.baseline.fit(
+            *texts_of(train), np.asarray(train["label"]), len(plan.data.label_names), candidate.options, base
+        )
+    except UserError as error:  # the data does not suit this one: the others go on
+        folder.finish(candidate.name, SeedResult(seed=BASELINE_SEED, failure=str(error)), {}, checkpoint=None)
+        notify(Event("failed", key, message=str(error)))
+        return
     path = folder.adapter_folder(candidate.name, BASELINE_SEED)
     fitted.save(path)
     folder.describe(path, candidate)
@@ -117,7 +125,7 @@ def _save_outcome(
     )
     if outcome.failure is None:
         path = folder.adapter_folder(candidate.name, seed)
-        candidate.method.save(path, slot.config, slot.adapter, outcome.host, base)
+        candidate.method.save(path, slot.config, slot.adapter, outcome.host, plan.bases[base].name)
         if candidate.method.saves_whole_model:
             plan.bases[base].tokenizer.save_pretrained(str(path))
         folder.describe(path, candidate)
