@@ -18,97 +18,23 @@ import tiny
 from tunestack.bases import Base
 from tunestack.data.encode import pad
 from tunestack.methods.registry import find_method
-from tunestack.stack.loop import Event, Workload
+from tunestack.stack.loop import Workload
 from tunestack.stack.slot import Slot, Trial
-
-TOLERANCE = 2e-5
-
-
-def mixed(base: Base, all_biases: str = "all", **fields: Any) -> list[Trial]:
-    """Five trials that differ in all that a trial can differ in."""
-    return [
-        tiny.trial(base, "plain", 1, batch_size=4, r=2, **fields),
-        tiny.trial(
-            base,
-            "wide",
-            2,
-            r=5,
-            target_modules="all-linear",
-            batch_size=7,
-            epochs=1.5,
-            lr_scheduler_type="linear",
-            warmup_ratio=0.2,
-            class_weights="balanced",
-            **fields,
-        ),
-        tiny.trial(
-            base,
-            "biases",
-            3,
-            bias=all_biases,
-            batch_size=5,
-            epochs=3,
-            learning_rate=2e-3,
-            lr_scheduler_type="cosine",
-            warmup_ratio=0.1,
-            class_weights=[0.3, 2.0],
-            max_grad_norm=0.05,
-            **fields,
-        ),
-        tiny.trial(
-            base,
-            "short",
-            4,
-            bias="lora_only",
-            use_rslora=True,
-            max_length=9,
-            epochs=4,
-            early_stopping_patience=1,
-            weight_decay=0.5,
-            learning_rate=1e-2,
-            **fields,
-        ),
-        tiny.trial(base, "unclipped", 1, init_lora_weights=False, max_grad_norm=0, epochs=2.3, **fields),
-    ]
-
-
-def assert_same(ours: tiny.Ended, theirs: tiny.Ended, atol: float = TOLERANCE) -> None:
-    """Two runs of a trial reached the same, all the way."""
-    assert ours.failure is theirs.failure is None
-    assert ours.steps == theirs.steps
-    assert [(point.epoch, point.step) for point in ours.curve] == [
-        (point.epoch, point.step) for point in theirs.curve
-    ]
-    for mine, other in zip(ours.curve, theirs.curve, strict=True):
-        assert mine.train_loss == pytest.approx(other.train_loss, abs=1e-4)
-        assert mine.validation_loss == pytest.approx(other.validation_loss, abs=1e-4)
-        assert mine.metrics == pytest.approx(other.metrics, abs=1e-6)
-    assert ours.best_epoch == theirs.best_epoch
-    tiny.assert_close(ours.final, theirs.final, atol)
-    tiny.assert_close(ours.best, theirs.best, atol)
-    assert set(ours.probabilities) == set(theirs.probabilities)
-    for split, probabilities in ours.probabilities.items():
-        np.testing.assert_allclose(probabilities, theirs.probabilities[split], atol=1e-4)
-
-
-def alone(work: Workload, trials: list[Trial]) -> dict[str, tiny.Ended]:
-    """Every trial in a stack of one."""
-    return {trial.key: tiny.run(work, [trial])[trial.key] for trial in trials}
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "llama", "gpt2"])
 def test_a_stack_of_k_equals_k_solo_runs(tmp_path: Path, kind: str) -> None:
     base = tiny.random_base(tmp_path, kind)
     work = tiny.workload(base, test=True)
-    trials = mixed(base)
-    solo = alone(work, trials)
+    trials = tiny.mixed(base)
+    solo = tiny.alone(work, trials)
     moved = [solo[trial.key].final for trial in trials]
     assert all(float(max(t.abs().max() for n, t in m.items() if "lora_B" in n)) > 1e-3 for m in moved)
     together = tiny.run(work, trials)
     refilled = tiny.run(work, trials[::-1], slots=2)
     for key, ended in solo.items():
-        assert_same(together[key], ended)
-        assert_same(refilled[key], ended)
+        tiny.assert_same(together[key], ended)
+        tiny.assert_same(refilled[key], ended)
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
@@ -143,10 +69,10 @@ def test_dropout_masks_depend_on_the_trial_alone(tmp_path: Path, kind: str) -> N
         tiny.trial(base, "third", 3, base_dropout=True, epochs=1.5, batch_size=3),
         tiny.trial(base, "fourth", 4, epochs=1),
     ]
-    solo = alone(work, trials)
+    solo = tiny.alone(work, trials)
     refilled = tiny.run(work, trials, slots=3)
     for key, ended in solo.items():
-        assert_same(refilled[key], ended)
+        tiny.assert_same(refilled[key], ended)
     dry = tiny.run(work, [tiny.trial(base, "first", 1, epochs=1, batch_size=4)])["first"]
     wet = solo["first"].final
     assert any(not torch.allclose(dry.final[name], wet[name], atol=1e-4) for name in wet)
@@ -161,10 +87,10 @@ def test_dropout_masks_do_not_move_with_the_padding(tmp_path: Path, side: str) -
         tiny.trial(base, "short", 1, lora_dropout=0.3, max_length=6, epochs=1),
         tiny.trial(base, "long", 2, lora_dropout=0.3, epochs=1),
     ]
-    solo = alone(work, trials)
+    solo = tiny.alone(work, trials)
     together = tiny.run(work, trials)
     for key, ended in solo.items():
-        assert_same(together[key], ended)
+        tiny.assert_same(together[key], ended)
 
 
 def calls_of_a_layer(base: Base, work: Workload, trials: list[Trial]) -> tuple[int, dict[str, tiny.Ended]]:
@@ -198,7 +124,7 @@ def test_gradient_checkpointing_changes_memory_and_time_alone(tmp_path: Path, ki
     steps = results[False][1]["plain"].steps
     assert results[True][0] == results[False][0] + steps, "every training step computes the layer again"
     for key, ended in results[True][1].items():
-        assert_same(ended, results[False][1][key], atol=1e-6)
+        tiny.assert_same(ended, results[False][1][key], atol=1e-6)
 
 
 def test_only_the_trials_own_weights_train_and_the_base_is_given_back(tmp_path: Path) -> None:
@@ -214,7 +140,10 @@ def test_only_the_trials_own_weights_train_and_the_base_is_given_back(tmp_path: 
     forwards = {name for name, module in model.named_modules() if "forward" in vars(module)}
 
     stack = tiny.Watched(work, loaded)
-    trials = [*mixed(base), tiny.trial(base, "dropout", 5, base_dropout=True, modules_to_save=["LayerNorm"])]
+    trials = [
+        *tiny.mixed(base),
+        tiny.trial(base, "dropout", 5, base_dropout=True, modules_to_save=["LayerNorm"]),
+    ]
     slots = [stack.open(trial) for trial in trials]
     starts = [slot.flat.clone() for slot in slots]
     for _ in range(3):
@@ -295,7 +224,7 @@ def test_a_trial_equals_a_plain_loop_with_peft(tmp_path: Path, kind: str) -> Non
     base = tiny.random_base(tmp_path, kind)
     work = tiny.workload(base)
     one = tiny.trial(base, "one", 7, bias="all", target_modules="all-linear", **SETTINGS)
-    others = mixed(base)[:2]
+    others = tiny.mixed(base)[:2]
     start: dict[str, torch.Tensor] = {}
     slots: list[Slot] = []
 
@@ -318,7 +247,7 @@ def test_a_trial_equals_a_plain_loop_with_peft(tmp_path: Path, kind: str) -> Non
         for name, parameter in theirs.named_parameters()
         if parameter.requires_grad and ".original_module." not in name
     }
-    tiny.assert_close(ours.final, trained, TOLERANCE)
+    tiny.assert_close(ours.final, trained, tiny.TOLERANCE)
     epochs = np.split(np.asarray(losses), 2)
     assert [point.train_loss for point in ours.curve] == pytest.approx([e.mean() for e in epochs], abs=1e-4)
 
@@ -350,7 +279,7 @@ def test_full_fine_tuning_equals_a_plain_loop(tmp_path: Path, kind: str) -> None
     theirs.load_state_dict(start)
     theirs.set_attn_implementation("eager")
     plain_loop(theirs.requires_grad_(True), work, one, slots[0].batches)
-    tiny.assert_close(ours.final, {n: p.detach() for n, p in theirs.named_parameters()}, TOLERANCE)
+    tiny.assert_close(ours.final, {n: p.detach() for n, p in theirs.named_parameters()}, tiny.TOLERANCE)
 
     saved = AutoModelForSequenceClassification.from_pretrained(tmp_path / "full").eval()
     tiny.assert_close(ours.best, {n: p.detach() for n, p in saved.named_parameters()}, 0.0)
@@ -376,188 +305,3 @@ def test_full_fine_tuning_beside_a_stack_and_with_other_seeds(tmp_path: Path) ->
     for name, tensor in first.items():
         fresh = name in ("classifier.weight", "bert.pooler.dense.weight")
         assert torch.allclose(tensor, second[name], atol=1e-6) != fresh, name
-
-
-# What goes wrong, and what then happens.
-
-
-class Interrupted:
-    """Raises KeyboardInterrupt at the nth event of a kind."""
-
-    def __init__(self, kind: str, at: int) -> None:
-        self.kind = kind
-        self.left = at
-
-    def __call__(self, event: Event) -> None:
-        self.left -= event.kind == self.kind
-        if self.left < 0:
-            self.left = 10**9
-            raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize(
-    ("kind", "at"),
-    [
-        *(("step", at) for at in (0, 1, 9, 13, 14, 22, 24)),
-        *(("evaluated", 0), ("evaluated", 2), ("started", 2), ("finished", 0), ("finished", 1)),
-    ],
-)
-def test_interrupted_and_resumed_is_as_if_nothing_had_happened(tmp_path: Path, kind: str, at: int) -> None:
-    base = tiny.random_base(tmp_path, "bert")
-    work = tiny.workload(base)
-    trials = [
-        tiny.trial(base, "a", 1, lr_scheduler_type="cosine", warmup_ratio=0.2, lora_dropout=0.1),
-        tiny.trial(base, "b", 2, epochs=1.4, batch_size=4, early_stopping_patience=1, base_dropout=True),
-        tiny.trial(base, "c", 3, epochs=2, lr_scheduler_type="linear", class_weights="balanced"),
-    ]
-    whole = tiny.run(work, trials, slots=2)
-    checkpoints = tmp_path / "checkpoints"
-    with pytest.raises(KeyboardInterrupt):
-        tiny.run(work, trials, slots=2, notify=Interrupted(kind, at), checkpoints=checkpoints)
-    events: list[Event] = []
-    resumed = tiny.run(work, trials, slots=2, notify=events.append, checkpoints=checkpoints)
-    for key, ended in whole.items():
-        assert_same(resumed[key], ended, atol=1e-6)
-    steps = sum(event.kind == "step" for event in events)
-    total = sum(ended.steps for ended in whole.values())
-    if kind == "step":  # both slots have done theirs before the first is told
-        assert total - at - 2 <= steps <= total - at - 1, "what was trained is not trained again"
-
-
-def test_every_possible_interruption(tmp_path: Path) -> None:
-    """At each step of a short run in turn, one resuming the other."""
-    base = tiny.random_base(tmp_path, "gpt2")
-    work = tiny.workload(base, rows=12)
-    trials = [tiny.trial(base, "a", 1, batch_size=5), tiny.trial(base, "b", 2, epochs=1.5)]
-    whole = tiny.run(work, trials)
-    checkpoints = tmp_path / "checkpoints"
-    interruptions = 0
-    while True:
-        try:
-            resumed = tiny.run(work, trials, notify=Interrupted("step", 0), checkpoints=checkpoints)
-            break
-        except KeyboardInterrupt:
-            interruptions += 1
-    assert interruptions >= 6
-    for key, ended in whole.items():
-        assert_same(resumed[key], ended, atol=1e-6)
-
-
-def test_interrupted_in_the_middle_of_an_update(tmp_path: Path) -> None:
-    """A state that is neither before nor after a step is not kept: the last checkpoint holds."""
-    base = tiny.random_base(tmp_path, "bert")
-    work = tiny.workload(base)
-    trials = [tiny.trial(base, "a", 1), tiny.trial(base, "b", 2)]
-    whole = tiny.run(work, trials)
-
-    class Torn(tiny.Watched):
-        def open(self, trial: Trial) -> Slot:
-            slot = super().open(trial)
-            step = slot.optimizer.step
-
-            def torn() -> None:
-                step()
-                if trial.key == "a" and slot.progress.step == 7:
-                    raise KeyboardInterrupt
-
-            slot.optimizer.step = torn  # type: ignore[method-assign]
-            return slot
-
-    with pytest.raises(KeyboardInterrupt):
-        tiny.run(work, trials, checkpoints=tmp_path, stack=Torn)
-    resumed = tiny.run(work, trials, checkpoints=tmp_path)
-    for key, ended in whole.items():
-        assert_same(resumed[key], ended, atol=1e-6)
-
-
-def test_the_best_epoch_is_restored(tmp_path: Path) -> None:
-    base = tiny.random_base(tmp_path, "bert")
-    work = tiny.workload(base)
-    for seed in range(1, 9):
-        one = tiny.trial(base, "one", seed, epochs=4, learning_rate=3e-2)
-        ended = tiny.run(work, [one])["one"]
-        values = [point.metrics["accuracy"] for point in ended.curve]
-        assert len(values) == 4
-        best = int(np.argmax(values))
-        assert ended.best_epoch == ended.curve[best].epoch == best + 1
-        if best < 3:
-            break
-    else:
-        pytest.fail("no seed has its best epoch before the last")
-    shorter = tiny.trial(base, "one", seed, epochs=best + 1, learning_rate=3e-2)
-    tiny.assert_close(ended.best, tiny.run(work, [shorter])["one"].final, 1e-6)
-    assert any(not torch.equal(ended.best[name], ended.final[name]) for name in ended.best)
-    accuracy = np.mean(ended.probabilities["validation"].argmax(1) == work.splits["validation"]["label"])
-    assert accuracy == pytest.approx(values[best])
-
-
-def test_early_stopping_counts_evaluations_without_gain(tmp_path: Path) -> None:
-    base = tiny.random_base(tmp_path, "bert")
-    work = tiny.workload(base)
-    for patience in (1, 2):
-        one = tiny.trial(base, "one", 3, epochs=9, learning_rate=3e-2, early_stopping_patience=patience)
-        ended = tiny.run(work, [one])["one"]
-        values = [point.metrics["accuracy"] for point in ended.curve]
-        assert len(values) < 9
-        assert ended.curve[-1].epoch == ended.best_epoch + patience
-        assert max(values[-patience:]) <= max(values[:-patience])
-
-
-@pytest.mark.parametrize("kind", ["bert", "llama"])
-def test_a_trial_that_fails_fails_alone(tmp_path: Path, kind: str) -> None:
-    base = tiny.random_base(tmp_path, kind)
-    work = tiny.workload(base)
-    good = mixed(base)[:3]
-    bad = [
-        tiny.trial(base, "explodes", 5, learning_rate=1e30),
-        tiny.trial(base, "overflows", 6, class_weights=[3e38, 3e38]),
-        tiny.trial(base, "explodes in its only step", 7, learning_rate=1e30, batch_size=64, epochs=1),
-    ]
-    solo = alone(work, good)
-    events: list[Event] = []
-    checkpoints = tmp_path / "checkpoints"
-    for _ in range(2):
-        ended = tiny.run(
-            work, [bad[0], good[0], bad[1], *good[1:], bad[2]], 4, events.append, checkpoints=checkpoints
-        )
-        for key, expected in solo.items():
-            assert_same(ended[key], expected)
-        for trial in bad:
-            assert ended[trial.key].failure
-            assert not ended[trial.key].probabilities
-    failed = {event.key: event.message for event in events if event.kind == "failed"}
-    assert set(failed) == {trial.key for trial in bad}
-    assert "loss became nan at step 0" in failed["overflows"]
-
-
-class Small(tiny.Watched):
-    """A stack on a machine that holds the activations of two slots."""
-
-    holds = 2
-
-    def _backward(self, slots: Any) -> list[float]:
-        losses = super()._backward(slots)
-        if len(slots) > self.holds:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return losses
-
-
-class Tiny(Small):
-    """A stack on a machine that holds nothing."""
-
-    holds = 0
-
-
-def test_out_of_memory_halves_the_slots_and_changes_no_result(tmp_path: Path) -> None:
-    base = tiny.random_base(tmp_path, "bert")
-    work = tiny.workload(base)
-    trials = mixed(base)
-    events: list[Event] = []
-    narrow = tiny.run(work, trials, notify=events.append, stack=Small)
-    wide = tiny.run(work, trials)
-    for key, ended in wide.items():
-        assert_same(narrow[key], ended)
-    narrowed = [event.message for event in events if event.kind == "narrowed"]
-    assert narrowed == ["out of memory: 2 slots at once"]
-    with pytest.raises(torch.OutOfMemoryError):
-        tiny.run(work, trials[:1], stack=Tiny)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from unittest.mock import patch
 
 import numpy as np
+import pytest
 import torch
 from peft import PeftConfig
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
@@ -236,3 +237,78 @@ def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor],
             atol=atol,
             msg=lambda told, name=name: f"{name}: {told}",
         )
+
+
+TOLERANCE = 2e-5
+
+
+def mixed(base: Base, all_biases: str = "all", **fields: Any) -> list[Trial]:
+    """Five trials that differ in all that a trial can differ in."""
+    return [
+        trial(base, "plain", 1, batch_size=4, r=2, **fields),
+        trial(
+            base,
+            "wide",
+            2,
+            r=5,
+            target_modules="all-linear",
+            batch_size=7,
+            epochs=1.5,
+            lr_scheduler_type="linear",
+            warmup_ratio=0.2,
+            class_weights="balanced",
+            **fields,
+        ),
+        trial(
+            base,
+            "biases",
+            3,
+            bias=all_biases,
+            batch_size=5,
+            epochs=3,
+            learning_rate=2e-3,
+            lr_scheduler_type="cosine",
+            warmup_ratio=0.1,
+            class_weights=[0.3, 2.0],
+            max_grad_norm=0.05,
+            **fields,
+        ),
+        trial(
+            base,
+            "short",
+            4,
+            bias="lora_only",
+            use_rslora=True,
+            max_length=9,
+            epochs=4,
+            early_stopping_patience=1,
+            weight_decay=0.5,
+            learning_rate=1e-2,
+            **fields,
+        ),
+        trial(base, "unclipped", 1, init_lora_weights=False, max_grad_norm=0, epochs=2.3, **fields),
+    ]
+
+
+def assert_same(ours: Ended, theirs: Ended, atol: float = TOLERANCE) -> None:
+    """Two runs of a trial reached the same, all the way."""
+    assert ours.failure is theirs.failure is None
+    assert ours.steps == theirs.steps
+    assert [(point.epoch, point.step) for point in ours.curve] == [
+        (point.epoch, point.step) for point in theirs.curve
+    ]
+    for mine, other in zip(ours.curve, theirs.curve, strict=True):
+        assert mine.train_loss == pytest.approx(other.train_loss, abs=1e-4)
+        assert mine.validation_loss == pytest.approx(other.validation_loss, abs=1e-4)
+        assert mine.metrics == pytest.approx(other.metrics, abs=1e-6)
+    assert ours.best_epoch == theirs.best_epoch
+    assert_close(ours.final, theirs.final, atol)
+    assert_close(ours.best, theirs.best, atol)
+    assert set(ours.probabilities) == set(theirs.probabilities)
+    for split, probabilities in ours.probabilities.items():
+        np.testing.assert_allclose(probabilities, theirs.probabilities[split], atol=1e-4)
+
+
+def alone(work: Workload, trials: list[Trial]) -> dict[str, Ended]:
+    """Every trial in a stack of one."""
+    return {trial.key: run(work, [trial])[trial.key] for trial in trials}

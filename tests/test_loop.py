@@ -1,0 +1,196 @@
+"""The training loop when something goes wrong or ends early: every trial still ends as it should."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import tiny
+from tunestack.stack.loop import Event
+from tunestack.stack.slot import Slot, Trial
+
+
+class Interrupted:
+    """Raises KeyboardInterrupt at the nth event of a kind."""
+
+    def __init__(self, kind: str, at: int) -> None:
+        self.kind = kind
+        self.left = at
+
+    def __call__(self, event: Event) -> None:
+        self.left -= event.kind == self.kind
+        if self.left < 0:
+            self.left = 10**9
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("kind", "at"),
+    [
+        *(("step", at) for at in (0, 1, 9, 13, 14, 22, 24)),
+        *(("evaluated", 0), ("evaluated", 2), ("started", 2), ("finished", 0), ("finished", 1)),
+    ],
+)
+def test_interrupted_and_resumed_is_as_if_nothing_had_happened(tmp_path: Path, kind: str, at: int) -> None:
+    base = tiny.random_base(tmp_path, "bert")
+    work = tiny.workload(base)
+    trials = [
+        tiny.trial(base, "a", 1, lr_scheduler_type="cosine", warmup_ratio=0.2, lora_dropout=0.1),
+        tiny.trial(base, "b", 2, epochs=1.4, batch_size=4, early_stopping_patience=1, base_dropout=True),
+        tiny.trial(base, "c", 3, epochs=2, lr_scheduler_type="linear", class_weights="balanced"),
+    ]
+    whole = tiny.run(work, trials, slots=2)
+    checkpoints = tmp_path / "checkpoints"
+    with pytest.raises(KeyboardInterrupt):
+        tiny.run(work, trials, slots=2, notify=Interrupted(kind, at), checkpoints=checkpoints)
+    events: list[Event] = []
+    resumed = tiny.run(work, trials, slots=2, notify=events.append, checkpoints=checkpoints)
+    for key, ended in whole.items():
+        tiny.assert_same(resumed[key], ended, atol=1e-6)
+    steps = sum(event.kind == "step" for event in events)
+    total = sum(ended.steps for ended in whole.values())
+    if kind == "step":  # both slots have done theirs before the first is told
+        assert total - at - 2 <= steps <= total - at - 1, "what was trained is not trained again"
+
+
+def test_every_possible_interruption(tmp_path: Path) -> None:
+    """At each step of a short run in turn, one resuming the other."""
+    base = tiny.random_base(tmp_path, "gpt2")
+    work = tiny.workload(base, rows=12)
+    trials = [tiny.trial(base, "a", 1, batch_size=5), tiny.trial(base, "b", 2, epochs=1.5)]
+    whole = tiny.run(work, trials)
+    checkpoints = tmp_path / "checkpoints"
+    interruptions = 0
+    while True:
+        try:
+            resumed = tiny.run(work, trials, notify=Interrupted("step", 0), checkpoints=checkpoints)
+            break
+        except KeyboardInterrupt:
+            interruptions += 1
+    assert interruptions >= 6
+    for key, ended in whole.items():
+        tiny.assert_same(resumed[key], ended, atol=1e-6)
+
+
+def test_interrupted_in_the_middle_of_an_update(tmp_path: Path) -> None:
+    """A state that is neither before nor after a step is not kept: the last checkpoint holds."""
+    base = tiny.random_base(tmp_path, "bert")
+    work = tiny.workload(base)
+    trials = [tiny.trial(base, "a", 1), tiny.trial(base, "b", 2)]
+    whole = tiny.run(work, trials)
+
+    class Torn(tiny.Watched):
+        def open(self, trial: Trial) -> Slot:
+            slot = super().open(trial)
+            step = slot.optimizer.step
+
+            def torn() -> None:
+                step()
+                if trial.key == "a" and slot.progress.step == 7:
+                    raise KeyboardInterrupt
+
+            slot.optimizer.step = torn  # type: ignore[method-assign]
+            return slot
+
+    with pytest.raises(KeyboardInterrupt):
+        tiny.run(work, trials, checkpoints=tmp_path, stack=Torn)
+    resumed = tiny.run(work, trials, checkpoints=tmp_path)
+    for key, ended in whole.items():
+        tiny.assert_same(resumed[key], ended, atol=1e-6)
+
+
+def test_the_best_epoch_is_restored(tmp_path: Path) -> None:
+    base = tiny.random_base(tmp_path, "bert")
+    work = tiny.workload(base)
+    for seed in range(1, 9):
+        one = tiny.trial(base, "one", seed, epochs=4, learning_rate=3e-2)
+        ended = tiny.run(work, [one])["one"]
+        values = [point.metrics["accuracy"] for point in ended.curve]
+        assert len(values) == 4
+        best = int(np.argmax(values))
+        assert ended.best_epoch == ended.curve[best].epoch == best + 1
+        if best < 3:
+            break
+    else:
+        pytest.fail("no seed has its best epoch before the last")
+    shorter = tiny.trial(base, "one", seed, epochs=best + 1, learning_rate=3e-2)
+    tiny.assert_close(ended.best, tiny.run(work, [shorter])["one"].final, 1e-6)
+    assert any(not torch.equal(ended.best[name], ended.final[name]) for name in ended.best)
+    accuracy = np.mean(ended.probabilities["validation"].argmax(1) == work.splits["validation"]["label"])
+    assert accuracy == pytest.approx(values[best])
+
+
+def test_early_stopping_counts_evaluations_without_gain(tmp_path: Path) -> None:
+    base = tiny.random_base(tmp_path, "bert")
+    work = tiny.workload(base)
+    for patience in (1, 2):
+        one = tiny.trial(base, "one", 3, epochs=9, learning_rate=3e-2, early_stopping_patience=patience)
+        ended = tiny.run(work, [one])["one"]
+        values = [point.metrics["accuracy"] for point in ended.curve]
+        assert len(values) < 9
+        assert ended.curve[-1].epoch == ended.best_epoch + patience
+        assert max(values[-patience:]) <= max(values[:-patience])
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_a_trial_that_fails_fails_alone(tmp_path: Path, kind: str) -> None:
+    base = tiny.random_base(tmp_path, kind)
+    work = tiny.workload(base)
+    good = tiny.mixed(base)[:3]
+    bad = [
+        tiny.trial(base, "explodes", 5, learning_rate=1e30),
+        tiny.trial(base, "overflows", 6, class_weights=[3e38, 3e38]),
+        tiny.trial(base, "explodes in its only step", 7, learning_rate=1e30, batch_size=64, epochs=1),
+    ]
+    solo = tiny.alone(work, good)
+    events: list[Event] = []
+    checkpoints = tmp_path / "checkpoints"
+    for _ in range(2):
+        ended = tiny.run(
+            work, [bad[0], good[0], bad[1], *good[1:], bad[2]], 4, events.append, checkpoints=checkpoints
+        )
+        for key, expected in solo.items():
+            tiny.assert_same(ended[key], expected)
+        for trial in bad:
+            assert ended[trial.key].failure
+            assert not ended[trial.key].probabilities
+    failed = {event.key: event.message for event in events if event.kind == "failed"}
+    assert set(failed) == {trial.key for trial in bad}
+    assert "loss became nan at step 0" in failed["overflows"]
+
+
+class Small(tiny.Watched):
+    """A stack on a machine that holds the activations of two slots."""
+
+    holds = 2
+
+    def _backward(self, slots: Any) -> list[float]:
+        losses = super()._backward(slots)
+        if len(slots) > self.holds:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return losses
+
+
+class Tiny(Small):
+    """A stack on a machine that holds nothing."""
+
+    holds = 0
+
+
+def test_out_of_memory_halves_the_slots_and_changes_no_result(tmp_path: Path) -> None:
+    base = tiny.random_base(tmp_path, "bert")
+    work = tiny.workload(base)
+    trials = tiny.mixed(base)
+    events: list[Event] = []
+    narrow = tiny.run(work, trials, notify=events.append, stack=Small)
+    wide = tiny.run(work, trials)
+    for key, ended in wide.items():
+        tiny.assert_same(narrow[key], ended)
+    narrowed = [event.message for event in events if event.kind == "narrowed"]
+    assert narrowed == ["out of memory: 2 slots at once"]
+    with pytest.raises(torch.OutOfMemoryError):
+        tiny.run(work, trials[:1], stack=Tiny)
