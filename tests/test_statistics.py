@@ -356,3 +356,11 @@ def test_delong_covariance_of_two_candidates():
     expected = 2 * stats.t.sf(abs(difference) / np.sqrt(variance), 119)
     assert found.difference == pytest.approx(difference)
     assert found.p_value == pytest.approx(expected)
+
+
+def test_seeds_that_cancel_out_leave_no_variance_below_zero() -> None:
+    """One seed always answers one class, the other the other: together they are right half the time."""
+    labels = np.array([0, 1] * 12)
+    predictions = Predictions(labels, np.stack([np.zeros(24, dtype=int), np.ones(24, dtype=int)]), 2)
+    interval = summarize(predictions, ["accuracy"])["accuracy"].interval
+    assert 0.0 <= interval.low <= 0.5 <= interval.high <= 1.0

@@ -212,7 +212,7 @@ class _Estimate:
 
     @property
     def variance_of_mean(self) -> float:
-        return float(self.covariance.mean())
+        return max(float(self.covariance.mean()), 0.0)  # rounding can leave a 0 a little below it
 
 
 @dataclass(frozen=True)

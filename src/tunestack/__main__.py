@@ -1,0 +1,5 @@
+"""`python -m tunestack` is `tunestack`."""
+
+from tunestack.cli import main
+
+main()
