@@ -282,6 +282,7 @@ def _candidate(
         name=recipe.name,
         base=recipe.base,
         method=recipe.method,
+        reads_text=recipe.method != "majority",
         kind="baseline" if recipe.base is None or recipe.method == "linear-probe" else "method",
         hyperparameters=recipe.hyperparameters,
         seeds=runs,

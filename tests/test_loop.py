@@ -192,5 +192,22 @@ def test_out_of_memory_halves_the_slots_and_changes_no_result(tmp_path: Path) ->
         tiny.assert_same(narrow[key], ended)
     narrowed = [event.message for event in events if event.kind == "narrowed"]
     assert narrowed == ["out of memory: 2 slots at once"]
-    with pytest.raises(torch.OutOfMemoryError):
-        tiny.run(work, trials[:1], stack=Tiny)
+    alone = tiny.run(work, trials[:1], stack=Tiny)
+    assert "out of memory with this trial alone" in (alone[trials[0].key].failure or "")
+
+
+def test_evaluation_out_of_memory_takes_smaller_batches(tmp_path: Path) -> None:
+    work = tiny.workload(tiny.random_base(tmp_path, "bert"))
+    trials = tiny.mixed(work.base)[:2]
+
+    class Cramped(tiny.Watched):
+        """A stack on a machine that evaluates eight rows at a time."""
+
+        def _forward(self, chosen: Any, spans: Any) -> torch.Tensor:
+            if torch.is_inference_mode_enabled() and sum(len(rows) for _, rows in chosen) > 8:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return super()._forward(chosen, spans)
+
+    wide = tiny.run(work, trials)
+    for key, ended in tiny.run(work, trials, stack=Cramped).items():
+        tiny.assert_same(ended, wide[key])

@@ -40,6 +40,7 @@ def candidate(
         method=method,
         kind="method" if method == "lora" else "baseline",
         hyperparameters={},
+        reads_text=method != "majority",
         seeds=[SeedResult(seed=i, validation=scores if summary else None) for i in range(seeds)],
         validation={metric: summary} if summary else {},
         costs=Costs(inference_examples_per_second=speed, train_seconds=train),
@@ -74,7 +75,7 @@ def test_one_that_is_not_beaten_is_enough_for_no_winner():
 def test_the_largest_difference_is_among_those_within_noise():
     found = decide(
         [
-            candidate("A", 0.80, speed=9, metric="mcc"),
+            candidate("A", 0.80, speed=9, train=10, metric="mcc"),
             candidate("B", 0.79, 0.01, speed=9.5, train=5, metric="mcc"),
             candidate("C", 0.77, 0.03, speed=9, train=50, metric="mcc"),
             candidate("D", 0.5, 0.3, True, speed=1000, metric="mcc"),
@@ -112,9 +113,11 @@ def test_the_cheapest_is_fast_first_quick_to_train_second():
     fast = candidate("fast", speed=100, train=50)
     nearly_as_fast = candidate("nearly", speed=95, train=20)
     unknown = candidate("unknown", train=0.1)
-    assert cheapest([slow, fast, unknown]).name == "fast"
+    # What is unknown of one decides nothing: it would win or lose by not having been measured.
+    assert cheapest([slow, fast, unknown]).name == "unknown"
+    assert cheapest([slow, fast]).name == "fast"
     assert cheapest([slow, fast, nearly_as_fast]).name == "nearly"
-    assert cheapest([unknown, slow]).name == "slow"
+    assert cheapest([slow, unknown]).name == "unknown"
     assert cheapest([candidate("a", speed=100), candidate("b", speed=105)]).name == "a"
     assert cheapest([candidate("a", train=9), candidate("b", train=5)]).name == "b"
 
@@ -124,6 +127,13 @@ def test_failed_candidates_are_never_chosen_and_are_named():
     found = decide([failed, candidate("X", 0.8, speed=1), candidate("Y", 0.7, 0.1, speed=2)], "f1")
     assert found.ship == "Y"
     assert found.sentence.endswith("(broken did not finish).")
+
+
+def test_a_winner_whose_seeds_failed_is_said_to():
+    winner = candidate("X", 0.9, seeds=3)
+    winner.seeds[1] = SeedResult(seed=1, failure="NaN")
+    found = decide([winner, candidate("Y", 0.7, 0.2, True)], "f1")
+    assert "1 of 3 seeds of X failed" in found.sentence
 
 
 def test_only_one_finished():

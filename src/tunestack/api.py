@@ -57,8 +57,8 @@ def compare(
 
     from rich.console import Console
 
-    from tunestack.cli.progress import Display
     from tunestack.compare.run import run_comparison
+    from tunestack.progress import Display
 
     if not progress:
         return run_comparison(config)
@@ -89,15 +89,10 @@ def describe(source: str | Path | DataConfig, *, bases: Sequence[str] = (), **da
         if isinstance(source, DataConfig)
         else validated(DataConfig, {"train": str(source), **data}, "data")
     )
-    return describe_data(config, {name: _token_lengths(name) for name in bases})
-
-
-def _token_lengths(model: str) -> Any:
+    if not bases:
+        return describe_data(config)
     from tunestack.bases import load_base
 
-    tokenizer = load_base(BaseConfig(model=model)).tokenizer
-
-    def lengths(texts: list[str]) -> list[int]:
-        return [len(ids) for ids in tokenizer(texts, verbose=False)["input_ids"]]
-
-    return lengths
+    opened = {name: load_base(BaseConfig(model=name)) for name in bases}
+    limits = {name: base.longest_input for name, base in opened.items()}
+    return describe_data(config, {name: base.token_lengths for name, base in opened.items()}, limits)

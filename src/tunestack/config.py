@@ -77,7 +77,7 @@ class TrainingConfig(Settings):
     early_stopping_patience: int | None = Field(default=None, ge=1)
     """Stop after this many evaluations without a better validation metric."""
     base_dropout: bool = False
-    """Whether the frozen base's own dropout is active in training."""
+    """Whether the base's own dropout layers are active in training (dropout inside attention is not)."""
 
 
 class MethodConfig(Settings):
@@ -116,10 +116,10 @@ class BaseConfig(Settings):
 
     model: str
     """Hub id, local folder, packaged:NAME, or random:CONFIG.json."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """What the frozen base computes in; auto: bfloat16 where the hardware is fast at it, else float32."""
-    device_map: str | None = None
-    """A device (cpu, cuda, cuda:1, mps) or accelerate's auto; default: the fastest one found."""
+    device_map: str = "auto"
+    """The device that holds the base: cpu, cuda, cuda:1, mps; auto: the fastest one found."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     trust_remote_code: bool = False
@@ -145,7 +145,7 @@ class CompareConfig(Settings):
     metric: str = "f1"
     """What candidates are chosen by, on validation: f1 (macro beyond two classes), accuracy, mcc, ..."""
     slots: int | None = Field(default=None, ge=1)
-    """How many trials train together at most; default: all that fit."""
+    """How many trials train together at most; default: 4 on a processor, else all."""
     measure_costs: bool = True
     """Measure what each candidate costs alone; without it, the verdict has no costs to choose by."""
     output: str = Field(default="runs/comparison", min_length=1)

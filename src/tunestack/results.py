@@ -79,7 +79,9 @@ class SeedResult(Record):
 class Costs(Record):
     """What one run of this candidate alone costs, measured in a process of its own.
 
-    train_seconds: seconds a step, measured, times the steps of the whole run.
+    train_seconds: seconds a step, measured, times the steps of the whole run; evaluation, loading and
+    tokenising not counted. Of a baseline: the whole fit.
+    inference_examples_per_second: from texts to probabilities, tokenising included.
     peak_memory_bytes: of the accelerator, else of the process, beyond the interpreter and its libraries;
     None where the system does not tell.
     adapter_bytes: what is stored on disk for one trained trial, head included.
@@ -115,6 +117,7 @@ class Candidate(Record):
 
     name: unique in the run. base: None for a candidate that needs none (majority, tfidf).
     kind: "baseline" trains no transformer. comparison: None for the best candidate and for one that failed.
+    reads_text: False for a candidate that answers the same whatever the text (majority).
     """
 
     name: str
@@ -122,6 +125,7 @@ class Candidate(Record):
     method: str
     kind: Literal["method", "baseline"]
     hyperparameters: dict[str, Any]
+    reads_text: bool = True
     seeds: list[SeedResult]
     validation: dict[str, Summary] = {}
     test: dict[str, Summary] = {}

@@ -166,10 +166,12 @@ class Seat:
         return Span(self.index, start, stop)
 
 
-def load(path: str | Path) -> Predictor:
+def load(path: str | Path, *, device: str = "auto", trust_remote_code: bool = False) -> Predictor:
     """A trained candidate: from its folder, or from a run folder the one that the verdict ships.
 
-    Of the seeds, a run folder gives the best on validation. Raises UserError where nothing can be loaded.
+    Of the seeds, a run folder gives the best on validation. device: cpu, cuda, ...; auto: the fastest one
+    found. trust_remote_code: run modelling code that comes with the base; what the folder says of that
+    counts for nothing. Raises UserError where nothing can be loaded.
     """
     folder = Path(path).expanduser()
     if (folder / "results.json").is_file():
@@ -184,6 +186,9 @@ def load(path: str | Path) -> Predictor:
             )
         )
     description = read_json(Description, folder / DESCRIPTION)
+    if description.base is not None:
+        here = {"device_map": device, "trust_remote_code": trust_remote_code}
+        description = description.model_copy(update={"base": description.base.model_copy(update=here)})
     return (_load_method if description.kind == "method" else _load_baseline)(folder, description)
 
 

@@ -48,16 +48,25 @@ class Fitted(ABC):
 class Baseline(ABC):
     """A candidate that trains no transformer. The same data gives the same result: there are no seeds.
 
-    needs_base: whether it works on a base's frozen features. options_class: its fields and defaults.
+    needs_base: whether it works on a base's frozen features. reads_text: whether its answers depend on the
+    text at all. options_class: its fields and defaults.
     """
 
     name: ClassVar[str]
     needs_base: ClassVar[bool] = False
+    reads_text: ClassVar[bool] = True
     options_class: ClassVar[type[Settings]]
 
-    def make_options(self, fields: Mapping[str, Any]) -> Settings:
-        """The options from the user's fields. Raises UserError with all unknown fields and bad values."""
-        return validated(self.options_class, fields, self.name)
+    def make_options(self, fields: Mapping[str, Any], shared: Mapping[str, Any] = {}) -> Settings:
+        """The options from the user's fields. Raises UserError with all unknown fields and bad values.
+
+        shared: what trained candidates train with; it stands in for fields that the user left out.
+        """
+        return validated(self.options_class, {**self.shared_options(shared), **fields}, self.name)
+
+    def shared_options(self, shared: Mapping[str, Any]) -> dict[str, Any]:
+        """The options that follow from settings of training, so that all candidates are treated alike."""
+        return {}
 
     @abstractmethod
     def fit(

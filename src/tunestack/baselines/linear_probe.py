@@ -6,7 +6,7 @@ import hashlib
 import json
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -152,6 +152,11 @@ class LinearProbe(Baseline):
     name = "linear-probe"
     needs_base = True
     options_class = LinearProbeOptions
+
+    def shared_options(self, shared: Mapping[str, Any]) -> dict[str, Any]:
+        """Texts are cut and classes weighed as in training."""
+        names = {"class_weight": "class_weights", "max_length": "max_length"}
+        return {name: shared[theirs] for name, theirs in names.items() if theirs in shared}
 
     def __init__(self) -> None:
         self.cache = FeatureCache()

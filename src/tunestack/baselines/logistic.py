@@ -23,8 +23,8 @@ class LogisticOptions(Settings):
 
     C: float = Field(default=1.0, gt=0)
     """Inverse strength of the L2 penalty."""
-    class_weight: Literal["balanced"] | None = "balanced"
-    """balanced: every class weighs the same in all, however many texts it has."""
+    class_weight: Literal["balanced"] | list[float] | None = "balanced"
+    """balanced: every class weighs the same in all, however many texts it has; or weights in id order."""
     max_iter: int = Field(default=1000, ge=1)
     """Iterations of L-BFGS at most."""
 
@@ -85,6 +85,8 @@ def fit_logistic(features: Any, labels: IntArray, label_count: int, options: Log
                 "Check the label column, and the split.",
             )
         )
-    model = LogisticRegression(C=options.C, class_weight=options.class_weight, max_iter=options.max_iter)
+    wanted = options.class_weight
+    weights = dict(enumerate(wanted)) if isinstance(wanted, list) else wanted
+    model = LogisticRegression(C=options.C, class_weight=weights, max_iter=options.max_iter)
     model.fit(features, labels)
     return Logistic(model.coef_, model.intercept_, np.asarray(model.classes_, dtype=np.int64), label_count)

@@ -48,6 +48,7 @@ class Majority(Baseline):
     """What any model must beat; on equal shares the lower class id wins."""
 
     name = "majority"
+    reads_text = False
     options_class = MajorityOptions
 
     def fit(

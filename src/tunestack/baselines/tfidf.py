@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -100,6 +100,10 @@ class Tfidf(Baseline):
 
     name = "tfidf"
     options_class = TfidfOptions
+
+    def shared_options(self, shared: Mapping[str, Any]) -> dict[str, Any]:
+        """The loss weighs classes as it does in training."""
+        return {"class_weight": shared["class_weights"]} if "class_weights" in shared else {}
 
     def fit(
         self,

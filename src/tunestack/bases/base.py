@@ -21,9 +21,7 @@ from tunestack.bases.sources import Source, load_tokenizer, resolve
 from tunestack.config import BaseConfig
 from tunestack.errors import Problem, UserError
 
-SPREAD = ("auto", "balanced", "sequential")
-"""Values of `device_map` that let accelerate spread a model over several devices."""
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass
@@ -54,6 +52,10 @@ class Base:
         if positions is None or row is None or row.position_offset is None:
             return int(self.tokenizer.model_max_length)
         return int(min(self.tokenizer.model_max_length, positions - row.position_offset))
+
+    def token_lengths(self, texts: list[str]) -> list[int]:
+        """How many tokens each text has, special ones included, uncut."""
+        return [len(ids) for ids in self.tokenizer(texts, verbose=False)["input_ids"]]
 
     def model_config(self, num_labels: int, **fields: Any) -> PretrainedConfig:
         """The config of a model for this many labels, padding token set."""
@@ -86,10 +88,11 @@ class Base:
         model, missing, mismatched = self.source.load_weights(
             auto_class, config, dtype or self.dtype, self.settings
         )
-        if self.settings.device_map not in SPREAD:
-            model.to(self.device)  # type: ignore[arg-type]
-        if self.device.type == "cpu" and model._supports_attention_backend:
+        model.to(self.device)  # type: ignore[arg-type]
+        # Where transformers chose another kernel, the model needs something that ours does not have.
+        if self.device.type == "cpu" and model.config._attn_implementation == "sdpa":
             model.set_attn_implementation(attention.register())
+        model.config.use_cache = False  # keys and values of a whole batch that nobody reads again
         if self.settings.gradient_checkpointing:
             recompute_blocks(model)
         model.eval()
@@ -114,8 +117,8 @@ class Base:
 
 
 def _owners(parameters: Iterable[str]) -> set[str]:
-    """The modules that hold these parameters."""
-    return {name.rpartition(".")[0] for name in parameters}
+    """The modules that hold these parameters; those of the model itself have none to be trained with."""
+    return {name.rpartition(".")[0] for name in parameters if "." in name}
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,6 @@ def recompute_blocks(model: PreTrainedModel) -> None:
                 "Leave gradient_checkpointing out for this base.",
             )
         )
-    model.config.use_cache = False  # a recomputed block would write its keys a second time
     for block in blocks:
         block.forward = functools.partial(_recomputed, block.forward)
 
@@ -181,12 +183,22 @@ def load_base(settings: BaseConfig) -> Base:
     return Base(settings.model, settings, source, config, tokenizer, device, dtype)
 
 
-def choose_device(device_map: str | None) -> torch.device:
-    """The device named, or the fastest one found: an accelerator before the processor."""
-    if device_map and device_map not in SPREAD:
-        return torch.device(device_map)
-    accelerator = torch.accelerator.current_accelerator()
-    return accelerator if accelerator is not None else torch.device("cpu")
+def choose_device(device_map: str) -> torch.device:
+    """The device named, or with "auto" the fastest one found: an accelerator before the processor.
+
+    Raises UserError for a device that does not exist here.
+    """
+    if device_map == "auto":
+        accelerator = torch.accelerator.current_accelerator()
+        return accelerator if accelerator is not None else torch.device("cpu")
+    try:
+        device = torch.device(device_map)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        found = str(error).splitlines()[0]
+        fix = "Name one that this machine has: cpu, cuda, cuda:1, mps; or auto. A base lies on one device."
+        raise UserError(Problem("device_map", "a device", f"{device_map!r}: {found}", fix)) from error
+    return device
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:

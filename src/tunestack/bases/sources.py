@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +46,15 @@ class Source:
     overrides: dict[str, Any] = field(default_factory=dict)
     random: bool = False
 
+    def fingerprint(self) -> str:
+        """Changes when local files of the model do; of a Hub id, its name is all that is known here."""
+        path = Path(self.location)
+        files = sorted(path.glob("*.safetensors")) + sorted(path.glob("*.json")) if path.is_dir() else []
+        if path.is_file():
+            files = [path]
+        known = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        return hashlib.sha256(repr((self.overrides, known)).encode()).hexdigest()
+
     def load_config(self, settings: BaseConfig) -> PretrainedConfig:
         """Read the config. Raises UserError where it cannot be had."""
         try:
@@ -73,7 +83,6 @@ class Source:
                 torch.manual_seed(RANDOM_SEED)
                 trust = settings.trust_remote_code
                 return auto_class.from_config(config, trust_remote_code=trust).to(dtype), [], []
-        spread = settings.device_map in ("auto", "balanced", "sequential")
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()  # a head that the weights lack is no news: every trial draws its own
         logging.disable_progress_bar()
@@ -87,7 +96,6 @@ class Source:
                 output_loading_info=True,
                 trust_remote_code=settings.trust_remote_code,
                 revision=settings.revision,
-                **({"device_map": settings.device_map} if spread else {}),
             )
         except (OSError, ValueError, SafetensorError) as error:
             raise _unavailable(settings.model, error) from error

@@ -99,6 +99,9 @@ def compare(
             show_default=False,
         ),
     ],
+    train: Annotated[
+        str | None, typer.Option(help="Data in place of what CONFIG.yaml names.", show_default=False)
+    ] = None,
     text: Text = None,
     text_pair: TextPair = None,
     label: Label = None,
@@ -162,6 +165,7 @@ def compare(
     """Train every candidate, compare them, and say which one to ship."""
     flags = {
         "data": {
+            "train": train,
             "text": text,
             "text_pair": text_pair,
             "label": label,
@@ -194,8 +198,8 @@ def compare(
 
         config = comparison(_with_base_flags(read_settings(source, flags), dtype, trust_remote_code or []))
 
-        from tunestack.cli.progress import Display
         from tunestack.compare.run import run_comparison
+        from tunestack.progress import Display
         from tunestack.report.leaderboard import render_terminal
 
         folder = Path(config.output)
@@ -288,6 +292,8 @@ def predict(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where labels and probabilities go (CSV).")] = Path(
         "predictions.csv"
     ),
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...; auto: the fastest one found.")] = "auto",
+    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the base.")] = False,
 ) -> None:
     """Label new text with what was trained; files of any size."""
     with _told_to_users():
@@ -295,7 +301,7 @@ def predict(
 
         from tunestack.saved import load
 
-        predictor = load(path)
+        predictor = load(path, device=device, trust_remote_code=trust_remote_code)
         done = 0
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
         with Progress(*columns, console=errors, transient=True) as progress:

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from tunestack.compare.plan import BaselineCandidate, MethodCandidate, Plan, make_plan, texts_of
 from tunestack.config import CompareConfig
@@ -32,13 +35,19 @@ EXAMPLES = 512
 
 
 def measure_alone(run: Path, name: str) -> Costs:
-    """Measure a candidate of a run folder in a fresh process. Costs are empty if that process fails."""
+    """Measure a candidate of a run folder in a fresh process. Raises RuntimeError if that process fails."""
     command = [sys.executable, "-m", "tunestack.compare.costs", str(run), name]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     if finished.returncode != 0:
-        print(f"costs of {name} could not be measured: {finished.stderr.strip()[-500:]}", file=sys.stderr)
-        return Costs()
+        raise RuntimeError(f"its costs could not be measured: {finished.stderr.strip()[-500:]}")
     return Costs.model_validate_json(finished.stdout.strip().splitlines()[-1])
+
+
+def release_memory() -> None:
+    """Give memory of an accelerator that is free in this process to others."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def main(run: str, name: str) -> None:
@@ -68,15 +77,16 @@ def _measure_method(plan: Plan, candidate: MethodCandidate) -> Costs:
         slot.progress.step = position
         stack.step([slot], lambda event: None)
 
-    positions = _short_to_long(slot)
-    step(positions[-1])  # the first step allocates and chooses kernels
+    positions, longest = _short_to_long(slot)
+    step(longest)  # the first step allocates and chooses kernels; the longest batch sets the peak
     seconds = float(np.mean([_fastest(partial(step, position)) for position in positions]))
     peak = memory.peak()
 
-    validation = plan.data.validation
-    sample = validation.select(range(min(EXAMPLES, len(validation))))
-    encoded = plan.task.encode(base, sample, candidate.training.max_length)
-    inference = _fastest(lambda: stack.logits([slot], encoded))
+    def answer(texts: list[str], pairs: list[str] | None) -> None:
+        split = {"text": texts} if pairs is None else {"text": texts, "text_pair": pairs}
+        encoded = plan.task.encode(base, split, candidate.training.max_length)
+        plan.task.probabilities(stack.logits([slot], encoded)[0])
+
     trained = sum(parameter.numel() for parameter in slot.adapter.parameters.values())
     held = sum(parameter.numel() for parameter in loaded.model.parameters())
     return Costs(
@@ -86,7 +96,7 @@ def _measure_method(plan: Plan, candidate: MethodCandidate) -> Costs:
         trainable_parameters=trained,
         # As PEFT counts: the model's own head is there beside the trained one.
         total_parameters=trained if candidate.method.saves_whole_model else held + trained,
-        inference_examples_per_second=len(sample) / inference,
+        inference_examples_per_second=_examples_per_second(plan, answer),
     )
 
 
@@ -101,26 +111,29 @@ def _measure_baseline(plan: Plan, candidate: BaselineCandidate) -> Costs:
     start = time.perf_counter()
     fitted = candidate.baseline.fit(*texts, labels, len(plan.data.label_names), candidate.options, base)
     seconds = time.perf_counter() - start
-    # Texts of their own in every repeat: features of texts seen before may be kept.
-    chunks = np.array_split(np.arange(min(EXAMPLES, len(plan.data.validation))), REPEATS)
-    samples = [plan.data.validation.select(chunk) for chunk in chunks if len(chunk)]
-    answer = fitted.probabilities
-    inference = min(_fastest(partial(answer, *texts_of(sample)), 1) / len(sample) for sample in samples)
     return Costs(
         train_seconds=seconds,
         peak_memory_bytes=memory.peak(),
         trainable_parameters=fitted.trainable_parameters,
         total_parameters=fitted.total_parameters,
-        inference_examples_per_second=1 / inference,
+        inference_examples_per_second=_examples_per_second(plan, fitted.probabilities),
     )
 
 
-def _short_to_long(slot: Slot) -> list[int]:
-    """Positions in the first epoch whose batches stand for all of them, from the shortest to the longest."""
+def _examples_per_second(plan: Plan, answer: Callable[[list[str], list[str] | None], object]) -> float:
+    """Texts to probabilities. Texts of their own in every repeat: features of texts seen may be kept."""
+    chunks = np.array_split(np.arange(min(EXAMPLES, len(plan.data.validation))), REPEATS)
+    samples = [plan.data.validation.select(chunk) for chunk in chunks if len(chunk)]
+    return 1 / min(_fastest(partial(answer, *texts_of(sample)), 1) / len(sample) for sample in samples)
+
+
+def _short_to_long(slot: Slot) -> tuple[list[int], int]:
+    """Positions in the first epoch whose batches stand for all of them, short to long; and the longest's."""
     longest = [int(slot.lengths[batch].max()) for batch in slot.batches(0)]
     order = np.argsort(longest, kind="stable")
     middles = (np.arange(BATCHES) + 0.5) * len(order) / BATCHES
-    return sorted({int(order[int(middle)]) for middle in middles}, key=lambda position: longest[position])
+    chosen = sorted({int(order[int(middle)]) for middle in middles}, key=lambda position: longest[position])
+    return chosen, int(order[-1])
 
 
 def _fastest(action: Callable[[], object], repeats: int = REPEATS) -> float:
@@ -142,13 +155,12 @@ class _Memory:
         self._cuda = device == "cuda"
         self._held = 0 if self._cuda else self._resident("VmRSS")
         if PROCESS.exists():
-            (PROCESS / "clear_refs").write_text("5")  # resets VmHWM, see proc(5)
+            with contextlib.suppress(OSError):  # not allowed everywhere; then it is the peak since the start
+                (PROCESS / "clear_refs").write_text("5")  # resets VmHWM, see proc(5)
 
     def peak(self) -> int | None:
         """Bytes, or None where the system does not tell."""
         if self._cuda:
-            import torch
-
             return int(torch.cuda.max_memory_allocated())
         return self._resident("VmHWM") - self._held if PROCESS.exists() else None
 

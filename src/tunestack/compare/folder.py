@@ -44,6 +44,7 @@ class RunFolder:
         path = Path(plan.config.output)
         identity = {
             "data": plan.data.fingerprint,
+            "weights": {name: base.source.fingerprint() for name, base in plan.bases.items()},
             "config": plan.config.model_dump(mode="json", exclude=set(FREE)),
         }
         known = path / IDENTITY
@@ -104,8 +105,8 @@ class RunFolder:
         """[examples, classes] of a finished trial, as saved."""
         scores: SplitScores | None = getattr(result, split)
         assert scores is not None
-        frame = pd.read_csv(self.path / scores.predictions_path, float_precision="round_trip")
-        values: FloatArray = frame[_columns(self.plan.data.label_names)].to_numpy(dtype=float)
+        frame = pd.read_csv(self.path / scores.predictions_path, dtype=str)  # Python reads floats exactly
+        values: FloatArray = frame[_columns(self.plan.data.label_names)].to_numpy().astype(float)
         return values
 
     def costs(self, name: str) -> Costs | None:
@@ -156,12 +157,13 @@ def _check_same(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> Non
         for name in dict.fromkeys([*here, *there])
         if there.get(name) != here.get(name)
     ]
+    changed = [part for part in ("data", "weights") if theirs.get(part) != ours[part]]
     found = f"a run of another configuration ({'; '.join(differing)})"
     raise UserError(
         Problem(
             str(path),
             "a new folder, or that of the same comparison",
-            found if differing else "a run on other data: the contents of the files have changed since",
+            found if differing else f"a run on other files: the {' and '.join(changed)} changed since",
             "Choose another --output, or delete the folder.",
         )
     )

@@ -62,6 +62,11 @@ class MethodCandidate:
         return self.method.name
 
     @property
+    def reads_text(self) -> bool:
+        """Whether answers depend on the text: a trained model's do."""
+        return True
+
+    @property
     def hyperparameters(self) -> dict[str, Any]:
         """What the report shows: the method's fields and the training's."""
         return {**self.fields, **self.training.model_dump()}
@@ -87,6 +92,11 @@ class BaselineCandidate:
         return self.baseline.name
 
     @property
+    def reads_text(self) -> bool:
+        """Whether answers depend on the text."""
+        return self.baseline.reads_text
+
+    @property
     def hyperparameters(self) -> dict[str, Any]:
         """The baseline's options."""
         return self.options.model_dump()
@@ -94,6 +104,7 @@ class BaselineCandidate:
 
 def make_plan(config: CompareConfig) -> Plan:
     """Open the data and the bases, expand grids, check every candidate. Raises one UserError for all."""
+    config = with_method_defaults(config)
     problems = Problems()
     check_output(Path(config.output), problems)
     data = _collected(problems, load_text_data, config.data)
@@ -109,6 +120,20 @@ def make_plan(config: CompareConfig) -> Plan:
     problems.raise_if_any()
     assert data is not None  # or its problems would have been raised
     return Plan(config, data, task, bases, candidates)
+
+
+def with_method_defaults(config: CompareConfig) -> CompareConfig:
+    """The settings with each method's own training defaults written out where the user gave nothing.
+
+    So the resolved configuration repeats the run, although it names a value for every shared field.
+    """
+    given = config.training.model_fields_set
+    entries = []
+    for entry in config.methods:
+        own = METHODS[entry.method].training_defaults if entry.method in METHODS else {}
+        wanted = {name: value for name, value in own.items() if name not in given and name not in entry.grid}
+        entries.append(entry.model_copy(update={"training": {**wanted, **entry.training}}))
+    return config.model_copy(update={"methods": entries})
 
 
 def texts_of(split: Any) -> tuple[list[str], list[str] | None]:
@@ -270,8 +295,7 @@ def _training(config: CompareConfig, variant: _Variant, where: str) -> TrainingC
             found="a field of training",
             fix=f"Write it under `training`: {{method: {variant.method}, training: {{{name}: ...}}}}.",
         )
-    given = config.training.model_dump(exclude_unset=True)
-    values = {**METHODS[variant.method].training_defaults, **given, **variant.training}
+    values = {**config.training.model_dump(), **variant.training}
     with _collecting(problems):
         training = validated(TrainingConfig, values, f"{where}.training")
     problems.raise_if_any()
@@ -293,7 +317,8 @@ def _candidate(
     skeleton = checks[base].skeleton if base else None
     if variant.method in BASELINES:
         baseline = BASELINES[variant.method]
-        yield BaselineCandidate(name, base, baseline, baseline.make_options(variant.fields))
+        shared = training.model_dump() if training is not None else {}
+        yield BaselineCandidate(name, base, baseline, baseline.make_options(variant.fields, shared))
         return
     method = METHODS[variant.method]
     own = variant.fields.keys() - TrainingConfig.model_fields.keys()

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tunestack.baselines.majority import Majority
-from tunestack.compare.costs import measure_alone
+from tunestack.compare.costs import measure_alone, release_memory
 from tunestack.compare.folder import RunFolder
 from tunestack.compare.plan import (
     BaselineCandidate,
@@ -126,8 +125,7 @@ def _save_outcome(
     if outcome.failure is None:
         path = folder.adapter_folder(candidate.name, seed)
         candidate.method.save(path, slot.config, slot.adapter, outcome.host, plan.bases[base].name)
-        if candidate.method.saves_whole_model:
-            plan.bases[base].tokenizer.save_pretrained(str(path))
+        plan.bases[base].tokenizer.save_pretrained(str(path))
         folder.describe(path, candidate)
         update = {"best_epoch": slot.progress.best_epoch, "adapter_path": folder.relative(path)}
         result = result.model_copy(update=update)
@@ -142,9 +140,14 @@ def _measure(
     if folder.costs(candidate.name) is not None or not done:
         return
     notify(Event("measuring", slug(candidate.name)))
-    costs = measure_alone(folder.path, candidate.name)
+    release_memory()
+    try:
+        costs = measure_alone(folder.path, candidate.name)
+    except RuntimeError as error:  # tried again when the command is
+        notify(Event("failed", slug(candidate.name), message=str(error)))
+        return
     stored = folder.path / str(done[0].adapter_path)
-    size = sum(file.stat().st_size for file in stored.rglob("*") if file.is_file())
+    size = sum(file.stat().st_size for file in stored.iterdir() if not file.name.startswith("tokenizer"))
     folder.save_costs(candidate.name, costs.model_copy(update={"adapter_bytes": size}))
 
 
@@ -167,6 +170,7 @@ def collect(plan: Plan, folder: RunFolder) -> Results:
             base=planned.base,
             method=planned.method_name,
             kind=planned.kind,
+            reads_text=planned.reads_text,
             hyperparameters=planned.hyperparameters,
             seeds=seeds,
             costs=folder.costs(planned.name) or Costs(),
@@ -210,14 +214,31 @@ def _data_summary(data: TextData, plan: Plan) -> DataSummary:
         label_counts={
             name: np.bincount(split["label"], minlength=classes).tolist() for name, split in splits.items()
         },
-        warnings=list(data.warnings),
+        warnings=[*data.warnings, *_cut_texts(plan)],
     )
+
+
+def _cut_texts(plan: Plan) -> list[str]:
+    """Sentences on texts that are longer than candidates read them."""
+    limits: dict[tuple[str, int], list[str]] = {}
+    for candidate in plan.candidates:
+        if isinstance(candidate, MethodCandidate):
+            limits.setdefault((candidate.base, candidate.training.max_length), []).append(candidate.name)
+    sentences = []
+    for (name, max_length), names in limits.items():
+        base = plan.bases[name]
+        splits = plan.data.splits().values()
+        cut = sum(plan.task.encode(base, split, max_length).truncated for split in splits)
+        if cut:
+            limit = min(max_length, base.longest_input)
+            sentences.append(f"{cut:,} texts are cut at {limit} tokens of {name} for {', '.join(names)}.")
+    return sentences
 
 
 def _hard_examples(plan: Plan, validation: Mapping[str, Predictions]) -> list[HardExample]:
     """Validation examples that every candidate gets wrong with every seed; majority does not count."""
-    methods = {candidate.name: candidate.method_name for candidate in plan.candidates}
-    judged = [answers for name, answers in validation.items() if methods[name] != Majority.name]
+    reading = {candidate.name for candidate in plan.candidates if candidate.reads_text}
+    judged = [answers for name, answers in validation.items() if name in reading]
     if not judged:
         return []
     predicted = np.concatenate([answers.predicted for answers in judged])

@@ -37,7 +37,7 @@ def decide(candidates: Sequence[Candidate], metric: str) -> Verdict | None:
     others = [c for c in finished if c is not best]
     contenders = [best, *(c for c in others if not (c.comparison and c.comparison.significant))]
     clear = bool(others) and contenders == [best]
-    majority = next((c for c in contenders if c.method == "majority"), None)
+    majority = next((c for c in contenders if not c.reads_text), None)
     ship = majority or cheapest(contenders)  # in order of the metric, so that it settles equal costs
     if not others:
         sentence = _only(best, metric, planned=len(candidates))
@@ -55,15 +55,15 @@ def decide(candidates: Sequence[Candidate], metric: str) -> Verdict | None:
 def cheapest(candidates: Sequence[Candidate]) -> Candidate:
     """Choose by what is paid in production first: inference speed, then training time, then the order given.
 
-    What is within 10% of the lowest cost counts as equal. Where a cost is known for some of the candidates,
-    those for which it is not are passed over.
+    What is within 10% of the lowest cost counts as equal. A cost that is not known for all of them decides
+    nothing.
     """
     remaining = list(candidates)
     for cost in (_inference_seconds, _training_seconds):
         known = {c.name: value for c in remaining if (value := cost(c.costs)) is not None}
-        if known:
+        if len(known) == len(remaining):
             limit = min(known.values()) * SAME_COST
-            remaining = [c for c in remaining if c.name in known and known[c.name] <= limit]
+            remaining = [c for c in remaining if known[c.name] <= limit]
     return remaining[0]
 
 
@@ -102,7 +102,9 @@ def _price(best: Candidate, runner_up: Candidate) -> str:
 def _no_winner(best: Candidate, near: Sequence[Candidate], ship: Candidate, metric: str) -> str:
     are = f"{_names(near)} {'is' if len(near) == 1 else 'are'}"
     largest = max((c.comparison.difference for c in near if c.comparison), default=0.0)
-    measured = any(_inference_seconds(c.costs) or _training_seconds(c.costs) for c in (best, *near))
+    measured = any(
+        all(cost(c.costs) for c in (best, *near)) for cost in (_inference_seconds, _training_seconds)
+    )
     choice = "ship the cheapest" if measured else "ship, with no costs to choose by, the best"
     return (
         f"No clear winner: {are} within noise of the best, {best.name} "
@@ -128,6 +130,11 @@ def _only(candidate: Candidate, metric: str, planned: int) -> str:
 def _remarks(named: Sequence[Candidate], unfinished: Sequence[Candidate]) -> str:
     """What a reader must know to weigh the sentence: who did not finish, and where seeds were not varied."""
     remarks = [f"{_names(unfinished)} did not finish"] if unfinished else []
+    remarks += [
+        f"{len(c.seeds) - _finished_seeds(c)} of {len(c.seeds)} seeds of {c.name} failed"
+        for c in named
+        if _finished_seeds(c) < len(c.seeds)
+    ]
     one_seed = [c for c in named if c.kind == "method" and _finished_seeds(c) == 1]
     if one_seed:
         remarks.append(f"{_names(one_seed)} ran with one seed, whose luck no interval shows")

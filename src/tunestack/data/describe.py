@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -122,20 +123,26 @@ class Description(Record):
         return "\n".join(lines).rstrip() + "\n"
 
 
-def describe(config: DataConfig, tokenizers: Tokenizers | None = None) -> Description:
-    """Describe the data. Raises UserError with all problems, as `load_text_data` does."""
+def describe(
+    config: DataConfig, tokenizers: Tokenizers | None = None, limits: Mapping[str, int] | None = None
+) -> Description:
+    """Describe the data. Raises UserError with all problems, as `load_text_data` does.
+
+    limits: the most tokens that a base takes; no longer `max_length` is suggested for it.
+    """
     labelled = read_labelled(config)
     rows = _measured(labelled, tokenizers or {})
     names = labelled.label_names
     splits = {
-        way: _split(parts, labelled, names) for way, parts in _ways_to_split(rows, labelled, config).items()
+        way: _split(parts, labelled, names, limits or {})
+        for way, parts in _ways_to_split(rows, labelled, config).items()
     }
     used = "given" if "given" in splits else "grouped" if config.group_duplicates else "plain"
     return Description(
         source=config.train,
         label_names=list(names),
         files={name: _file(table) for name, table in labelled.tables.items()},
-        whole=_part(rows, names),
+        whole=_part(rows, names, limits or {}),
         splits=splits,
         used=used,
         warnings=[*labelled.warnings, *_leaks(splits)],
@@ -197,7 +204,9 @@ def _ways_to_split(
     return ways
 
 
-def _split(parts: dict[str, pd.DataFrame], labelled: Labelled, names: tuple[str, ...]) -> SplitDescription:
+def _split(
+    parts: dict[str, pd.DataFrame], labelled: Labelled, names: tuple[str, ...], limits: Mapping[str, int]
+) -> SplitDescription:
     order = [name for name in ("train", "validation", "test") if name in parts]
     shared = {
         f"{second} in {first}": shared_rows(parts[second]["key"], parts[first]["key"])
@@ -207,24 +216,24 @@ def _split(parts: dict[str, pd.DataFrame], labelled: Labelled, names: tuple[str,
     first = int(parts["train"]["row"].iloc[0])
     record = labelled.tables["train"].frame.iloc[first].to_dict()
     return SplitDescription(
-        parts={name: _part(parts[name], names) for name in order},
+        parts={name: _part(parts[name], names, limits) for name in order},
         shared_rows=shared,
         first_training_row={"row": first, **{str(name): value for name, value in record.items()}},
     )
 
 
-def _part(rows: pd.DataFrame, names: tuple[str, ...]) -> PartDescription:
+def _part(rows: pd.DataFrame, names: tuple[str, ...], limits: Mapping[str, int]) -> PartDescription:
     ids = rows["label"].to_numpy()
     counts = np.bincount(ids, minlength=len(names)).tolist()
     prefix = "tokens: "
-    bases = [column for column in rows.columns if column.startswith(prefix)]
+    bases = [column.removeprefix(prefix) for column in rows.columns if column.startswith(prefix)]
     return PartDescription(
         rows=len(rows),
         label_counts=dict(zip(names, counts, strict=True)),
         class_weights=dict(zip(names, balanced_class_weights(ids, len(names)), strict=True)),
         characters=Lengths(**_percentiles(rows["characters"].to_numpy())),
         words=Lengths(**_percentiles(rows["words"].to_numpy())),
-        tokens={column.removeprefix(prefix): _token_lengths(rows[column].to_numpy()) for column in bases},
+        tokens={base: _token_lengths(rows[prefix + base].to_numpy(), limits.get(base)) for base in bases},
         repeated_rows=repeated_rows(rows["key"]),
         conflicting_texts=conflicting_texts(rows["key"], rows["label"])[0],
     )
@@ -238,8 +247,8 @@ def _percentiles(lengths: np.ndarray[Any, Any]) -> dict[str, int]:
     return {**{f"p{q}": _percentile(lengths, q) for q in PERCENTILES}, "max": int(lengths.max())}
 
 
-def _token_lengths(lengths: np.ndarray[Any, Any]) -> TokenLengths:
-    suggested = suggested_max_length(lengths)
+def _token_lengths(lengths: np.ndarray[Any, Any], limit: int | None) -> TokenLengths:
+    suggested = min(suggested_max_length(lengths), limit or sys.maxsize)
     cut = int((lengths > suggested).sum())
     return TokenLengths(**_percentiles(lengths), suggested_max_length=suggested, cut=cut)
 

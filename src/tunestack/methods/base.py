@@ -16,6 +16,7 @@ from peft import PeftConfig, TaskType
 from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from tunestack.errors import Problem, Problems, UserError, did_you_mean
 from tunestack.files import replacing, write_text
@@ -135,7 +136,7 @@ class Method(ABC):
         return {}
 
     @abstractmethod
-    def check(self, config: PeftConfig, model: nn.Module) -> None:
+    def check(self, config: PeftConfig, model: PreTrainedModel) -> None:
         """Raise UserError for what cannot work on this model (which may be on the meta device)."""
 
     @abstractmethod
@@ -213,6 +214,32 @@ def whole_modules(host: Host, wanted: Iterable[str]) -> list[str]:
         if not inside and any(name.endswith(end) for end in wanted):
             names.append(name)
     return names
+
+
+def check_whole_modules(
+    config: Any, model: nn.Module, head: Iterable[str], where: str, problems: Problems
+) -> None:
+    """Note entries of `modules_to_save` that match nothing, or modules that take more than one tensor."""
+    own = [entry for entry in config.modules_to_save or [] if entry not in head]
+    modules = dict(model.named_modules())
+    simple = {name.rpartition(".")[2] for name, module in modules.items() if not list(module.children())}
+    for entry in own:
+        found = [module for name, module in modules.items() if name and name.endswith(entry)]
+        several = [type(module).__name__ for module in found if not _takes_one_tensor(module)]
+        if several or not found:
+            problems.add(
+                f"{where}.modules_to_save",
+                expected="names of single layers (linear, embedding, norm)",
+                found=f"{entry!r}, which is a {several[0]}" if several else f"{entry!r}, which matches none",
+                fix=did_you_mean(entry, simple),
+            )
+
+
+def _takes_one_tensor(module: nn.Module) -> bool:
+    """Whether a module maps one tensor to one: a leaf, or a plain sequence of such."""
+    if isinstance(module, nn.Sequential):
+        return all(_takes_one_tensor(child) for child in module)
+    return not list(module.children())
 
 
 def decays(name: str, parameter: Tensor) -> bool:

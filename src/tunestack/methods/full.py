@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from peft import PeftConfig
-from torch import nn
+from transformers import PreTrainedModel
 
 from tunestack.methods.base import Adapter, Method, decays, initialise_fresh
 from tunestack.methods.sites import Host, stable_hash
@@ -29,7 +29,7 @@ class Full(Method):
     config_class = FullConfig
     training_defaults: ClassVar[dict[str, Any]] = {"learning_rate": 2e-5, "base_dropout": True}
 
-    def check(self, config: PeftConfig, model: nn.Module) -> None:
+    def check(self, config: PeftConfig, model: PreTrainedModel) -> None:
         """Full fine-tuning works on every model."""
 
     def attach(self, config: PeftConfig, host: Host, slot: int, seed: int) -> Adapter:

@@ -10,10 +10,19 @@ import torch
 from peft import LoraConfig, PeftConfig
 from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from tunestack.bases.base import head_modules
 from tunestack.bases.layout import default_targets
 from tunestack.errors import Problems
-from tunestack.methods.base import PEFT_PREFIX, Adapter, Method, attach_copies, whole_modules
+from tunestack.methods.base import (
+    PEFT_PREFIX,
+    Adapter,
+    Method,
+    attach_copies,
+    check_whole_modules,
+    whole_modules,
+)
 from tunestack.methods.sites import Host, Member, Part, keep_mask, stable_hash
 from tunestack.methods.targets import linear_size, target_names
 
@@ -172,7 +181,7 @@ class Lora(Method):
         """r 8 on query and value (Hu et al.), alpha 16, as the articles that compare LoRA use them."""
         return {"r": 8, "lora_alpha": 16, "target_modules": default_targets(model_type)}
 
-    def check(self, config: PeftConfig, model: nn.Module) -> None:
+    def check(self, config: PeftConfig, model: PreTrainedModel) -> None:
         """Refuse what this stacked LoRA does not do, an impossible rank, targets that match nothing."""
         assert isinstance(config, LoraConfig)
         problems = Problems()
@@ -196,6 +205,8 @@ class Lora(Method):
             problems.add(
                 "lora.lora_dropout", expected="0 <= p < 1", found=str(config.lora_dropout), fix="Lower it."
             )
+        head = head_modules(model, model.config.model_type)
+        check_whole_modules(config, model, head, "lora", problems)
         modules = dict(model.named_modules())
         for name in target_names(config, model, "lora", problems):
             smallest = min(linear_size(modules[name]))

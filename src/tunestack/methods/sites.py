@@ -11,7 +11,7 @@ import copy
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -25,7 +25,7 @@ class Span:
     noise: a number that, with a site's name, decides this slot's dropout masks in this step; None in
     evaluation, where nothing is dropped. It depends on the trial and its step alone, so a trial's masks
     are the same in any company, after a resume, and in a recomputed forward.
-    padding: by how many tokens the batch is longer than this slot's own rows; on the left if `left`.
+    padding: by how many tokens the batch is longer than this slot's own rows.
     """
 
     slot: int
@@ -33,7 +33,6 @@ class Span:
     stop: int
     noise: int | None = None
     padding: int = 0
-    left: bool = False
 
 
 class Rows:
@@ -76,7 +75,7 @@ def keep_mask(x: Tensor, p: float, span: Span, site: str) -> Tensor:
     bits = draws.view(torch.int16)[:count].view(shape)
     keep = (bits >= round(p * 65536) - 32768).to(x.dtype)
     if span.padding and token_axes:
-        beyond = (span.padding, 0) if span.left else (0, span.padding)
+        beyond = (0, span.padding)
         keep = nn.functional.pad(keep, (0, 0, *beyond) if x.ndim == 3 else (*beyond, *beyond), value=1)
     return keep
 
@@ -115,6 +114,10 @@ class Member:
     site: str
 
 
+class SharedInputError(RuntimeError):
+    """A module's input is the same for all rows, so slots cannot share a forward (DeBERTa's positions)."""
+
+
 class Site:
     """One module of the base, its forward taken over by the parts that slots placed there."""
 
@@ -149,6 +152,14 @@ class Site:
         if not kinds:
             return self.original(x, *args, **kwargs)
         rows = self.rows.spans[-1].stop
+        if x.is_floating_point() and x.shape[0] == 1 < rows:  # one input for the rows of all slots
+            if len(self.rows.spans) > 1:
+                raise SharedInputError(f"{self.name} gets one input for all rows of a batch")
+            kinds = {
+                kind: [replace(m, span=replace(m.span, start=0, stop=1)) for m in members]
+                for kind, members in kinds.items()
+            }
+            rows = 1
         shape = x.shape
         x = _by_rows(x, rows)
         for kind, members in kinds.items():

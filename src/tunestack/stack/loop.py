@@ -18,7 +18,7 @@ from tunestack.bases.base import LoadedModel
 from tunestack.data.batches import evaluation_batches
 from tunestack.data.encode import Encoded, IntArray, pad
 from tunestack.methods.base import with_head
-from tunestack.methods.sites import Dropout, Host, Span
+from tunestack.methods.sites import Dropout, Host, SharedInputError, Span
 from tunestack.results import CurvePoint
 from tunestack.stack.slot import Slot, Trial
 from tunestack.tasks.classification import FloatArray, SequenceClassification
@@ -99,6 +99,7 @@ class Stack:
         self.device = work.base.device
         self.width: int | None = None
         self._autocast = autocast and work.base.dtype != torch.float32
+        self._evaluation_tokens = EVALUATION_TOKENS
         self._next_index = 0
 
     def open(self, trial: Trial) -> Slot:
@@ -125,15 +126,21 @@ class Stack:
             group = [todo.popleft() for _ in range(min(len(todo), self.width or len(todo)))]
             try:
                 losses = self._backward(group)
+            except SharedInputError:
+                self.width = 1
+                todo.extendleft(reversed(group))
+                continue
             except RuntimeError as error:
-                if not _out_of_memory(error) or len(group) == 1:
+                if not _out_of_memory(error):
                     raise
+                if len(group) == 1:
+                    group[
+                        0
+                    ].failure = "out of memory with this trial alone: use smaller batches or max_length"
+                    continue
                 self.width = len(group) // 2
-                notify(
-                    Event(
-                        "narrowed", group[0].trial.key, message=f"out of memory: {self.width} slots at once"
-                    )
-                )
+                message = f"out of memory: {self.width} slots at once"
+                notify(Event("narrowed", group[0].trial.key, message=message))
                 todo.extendleft(reversed(group))
                 continue
             finally:
@@ -159,12 +166,12 @@ class Stack:
         return [float(loss) for loss in total.detach().cpu()]
 
     def _forward(self, chosen: Sequence[tuple[Encoded, IntArray]], spans: Sequence[Span]) -> Tensor:
-        tokenizer = self.work.base.tokenizer
-        batch = pad(chosen, tokenizer.pad_token_id, tokenizer.padding_side)
+        # Padded on the right whatever the tokenizer prefers: on the left, models with a table of positions
+        # would give a text other positions in other company.
+        batch = pad(chosen, self.work.base.tokenizer.pad_token_id)
         tokens = batch["input_ids"].shape[1]
-        left = tokenizer.padding_side == "left"
         self.host.rows.set(
-            replace(span, padding=tokens - int(encoded.lengths[indices].max()), left=left)
+            replace(span, padding=tokens - int(encoded.lengths[indices].max()))
             for span, (encoded, indices) in zip(spans, chosen, strict=True)
         )
         with self._precision():
@@ -178,11 +185,27 @@ class Stack:
             return torch.autocast(self.device.type, dtype=self.work.base.dtype)
         return nullcontext()
 
-    @torch.inference_mode()
     def logits(self, slots: Sequence[Occupant], encoded: Encoded) -> Tensor:
-        """Every slot on every example: [slots, examples, classes] fp32, on the processor."""
+        """Every slot on every example: [slots, examples, classes] fp32, on the processor.
+
+        Out of memory, batches are halved, down to single rows.
+        """
+        width = self.width or len(slots)
+        try:
+            groups = [slots[start : start + width] for start in range(0, len(slots), width)]
+            return torch.cat([self._logits(group, encoded) for group in groups])
+        except SharedInputError:
+            self.width = 1
+        except RuntimeError as error:
+            if not _out_of_memory(error) or self._evaluation_tokens < 2:
+                raise
+            self._evaluation_tokens //= 2
+        return self.logits(slots, encoded)
+
+    @torch.inference_mode()
+    def _logits(self, slots: Sequence[Occupant], encoded: Encoded) -> Tensor:
         results: Tensor | None = None
-        for indices in evaluation_batches(encoded.lengths, max(1, EVALUATION_TOKENS // len(slots))):
+        for indices in evaluation_batches(encoded.lengths, max(1, self._evaluation_tokens // len(slots))):
             chosen = [(encoded, indices)] * len(slots)
             logits = self._forward(chosen, _spans(slots, chosen, training=False)).float().cpu()
             if results is None:
@@ -240,10 +263,17 @@ def train(
     alone = [trial for trial in queue if not trial.method.stacks]
     together = deque(trial for trial in queue if trial.method.stacks)
     if together:
-        loaded = work.base.load_model(work.task.auto_class, work.task.model_config(work.base))
-        yield from _train_stack(Stack(work, loaded), together, slots, notify, checkpoints)
+        yield from _train_together(work, together, slots, notify, checkpoints)
     for trial in alone:
         yield from _train_alone(work, trial, notify, checkpoints)
+
+
+def _train_together(
+    work: Workload, trials: deque[Trial], slots: int, notify: Notify, checkpoints: Path | None
+) -> Iterator[Outcome]:
+    """Trials that share a base, which is in memory no longer than they train."""
+    loaded = work.base.load_model(work.task.auto_class, work.task.model_config(work.base))
+    yield from _train_stack(Stack(work, loaded), trials, slots, notify, checkpoints)
 
 
 def _train_alone(work: Workload, trial: Trial, notify: Notify, checkpoints: Path | None) -> Iterator[Outcome]:
@@ -275,7 +305,7 @@ def _train_stack(
                 notify(_event("failed" if slot.failure else "finished", slot))
                 yield stack.outcome(slot)
                 stack.close(slot)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, GeneratorExit):
         _save(active, checkpoints)
         raise
 
@@ -330,7 +360,8 @@ def _labels(encoded: Encoded) -> IntArray:
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    words = ("can't allocate memory", "out of memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 def _forget_graph(host: Host) -> None:

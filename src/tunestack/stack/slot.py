@@ -147,7 +147,6 @@ class Slot:
             self.grad.mul_((limit / (norm + 1e-6)).clamp(max=1.0))
         self.optimizer.step()
         self.scheduler.step()
-        self.grad.zero_()
         self.progress.step += 1
         self.progress.loss_sum += loss
         self.progress.loss_steps += 1
