@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import tiny
-from tunestack.bases import attention
+from tunestack.bases import attention, load_base
 from tunestack.bases.attention import LONGEST, short_attention
+from tunestack.config import BaseConfig
 
 MODULE: Any = SimpleNamespace(is_causal=False, num_key_value_groups=1, training=False)
 
@@ -135,6 +137,27 @@ def test_whole_models_equal_eager_and_sdpa(tmp_path: Path, kind: str) -> None:
             for other in ("eager", "sdpa"):
                 for ours, theirs in zip(found[attention.NAME], found[other], strict=True):
                     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
+
+
+def test_models_that_need_another_kernel_keep_it(tmp_path: Path) -> None:
+    """Gemma 2 caps its scores, which neither ours nor PyTorch's kernels do."""
+    config = transformers.Gemma2Config(
+        vocab_size=160,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        attn_logit_softcapping=0.5,
+    )
+    config.save_pretrained(tmp_path)
+    base = load_base(BaseConfig(model=f"random:{tmp_path / 'config.json'}", dtype="float32"))
+    model = base.load_model(AutoModelForSequenceClassification, base.model_config(2)).model
+    ids = torch.randint(3, 150, (2, 9), generator=torch.Generator().manual_seed(0))
+    ours = model(input_ids=ids).logits
+    model.set_attn_implementation("eager")
+    torch.testing.assert_close(ours, model(input_ids=ids).logits)
 
 
 def logits_and_gradients(model: nn.Module, ids: Tensor, mask: Tensor) -> list[Tensor]:

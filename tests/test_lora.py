@@ -24,6 +24,7 @@ from tunestack.methods.base import read_tensors
 from tunestack.methods.registry import find_method
 from tunestack.stack.loop import Stack
 from tunestack.stack.slot import Slot
+from tunestack.tasks.classification import SequenceClassification
 
 
 def open_slot(base: Base, seed: int = 3, **fields: Any) -> tuple[Stack, Slot, nn.Module]:
@@ -355,3 +356,15 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="extra is not of this adapter"):
         slot.adapter.load({**tensors, "extra": torch.zeros(1)})
     assert torch.equal(slot.adapter.tensors()[name], tensors[name]), "nothing was taken over"
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [("nonsense", "matches none"), ("attention.self", "which is a"), ("layer.0", "which is a")],
+)
+def test_modules_to_save_that_cannot_be_copied_are_refused(tmp_path: Path, entry: str, words: str) -> None:
+    base = tiny.random_base(tmp_path, "bert")
+    config = tiny.lora_config(base, modules_to_save=[entry])
+    skeleton = base.skeleton(SequenceClassification.auto_class, base.model_config(2))
+    with pytest.raises(UserError, match=words):
+        find_method("lora").check(config, skeleton)

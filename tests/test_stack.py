@@ -22,7 +22,7 @@ from tunestack.stack.loop import Workload
 from tunestack.stack.slot import Slot, Trial
 
 
-@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "llama", "gpt2"])
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "llama", "gpt2", "deberta-v2"])
 def test_a_stack_of_k_equals_k_solo_runs(tmp_path: Path, kind: str) -> None:
     base = tiny.random_base(tmp_path, kind)
     work = tiny.workload(base, test=True)

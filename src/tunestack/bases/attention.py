@@ -1,8 +1,8 @@
 """A fast attention for short inputs on CPUs, behind transformers' attention registry.
 
 softmax(Q K^T * scaling + mask) V as two batched matrix products in the base's own dtype. The softmax between
-them is in fp32: PyTorch's in bf16 is several times slower on rows whose length is no multiple of 32. PyTorch's
-own attention on CPU copies everything to fp32 (math) or has a slow backward on a few dozen tokens (flash).
+them is in fp32: PyTorch's in bf16 is several times slower on rows whose length is no multiple of 32. Its own
+attention on CPU copies everything to fp32 (math) or has a slow backward on a few dozen tokens (flash).
 """
 
 from __future__ import annotations

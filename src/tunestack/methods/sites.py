@@ -36,14 +36,23 @@ class Span:
 
 
 class Rows:
-    """Which rows of the present batch belong to which slot; set before every forward."""
+    """Which rows of the present batch belong to which slot, and how many tokens each has; set before every
+    forward.
+    """
 
     def __init__(self) -> None:
         self.spans: tuple[Span, ...] = ()
+        self.tokens = 0
 
-    def set(self, spans: Iterable[Span]) -> None:
+    def set(self, spans: Iterable[Span], tokens: int = 0) -> None:
         """Say whose rows come next."""
         self.spans = tuple(spans)
+        self.tokens = tokens
+
+    def shared(self, x: Tensor) -> bool:
+        """Whether a module's input is one for all rows: neither an entry a row nor one a row and token."""
+        rows = self.spans[-1].stop
+        return x.is_floating_point() and x.shape[0] not in (rows, rows * self.tokens)
 
 
 def dropout(x: Tensor, p: float, span: Span, site: str) -> Tensor:
@@ -152,14 +161,14 @@ class Site:
         if not kinds:
             return self.original(x, *args, **kwargs)
         rows = self.rows.spans[-1].stop
-        if x.is_floating_point() and x.shape[0] == 1 < rows:  # one input for the rows of all slots
+        if self.rows.shared(x):
             if len(self.rows.spans) > 1:
-                raise SharedInputError(f"{self.name} gets one input for all rows of a batch")
+                raise SharedInputError(f"{self.name} gets one input for the rows of all slots")
+            rows = x.shape[0]
             kinds = {
-                kind: [replace(m, span=replace(m.span, start=0, stop=1)) for m in members]
+                kind: [replace(m, span=replace(m.span, start=0, stop=rows, padding=0)) for m in members]
                 for kind, members in kinds.items()
             }
-            rows = 1
         shape = x.shape
         x = _by_rows(x, rows)
         for kind, members in kinds.items():

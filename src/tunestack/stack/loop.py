@@ -171,8 +171,11 @@ class Stack:
         batch = pad(chosen, self.work.base.tokenizer.pad_token_id)
         tokens = batch["input_ids"].shape[1]
         self.host.rows.set(
-            replace(span, padding=tokens - int(encoded.lengths[indices].max()))
-            for span, (encoded, indices) in zip(spans, chosen, strict=True)
+            [
+                replace(span, padding=tokens - int(encoded.lengths[indices].max()))
+                for span, (encoded, indices) in zip(spans, chosen, strict=True)
+            ],
+            tokens,
         )
         with self._precision():
             output = self.host.model(**{name: tensor.to(self.device) for name, tensor in batch.items()})
