@@ -1,5 +1,10 @@
 """Fixtures that several test files share."""
 
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,3 +20,70 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the development data is not at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with train.csv, validation.csv, test.csv and saved-bert, a base with random weights."""
+    import runs
+    import tiny
+
+    folder = tmp_path_factory.mktemp("data")
+    runs.write_data(folder)
+    tiny.save_base(folder, "bert")
+    return folder
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command that ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def command() -> Callable[..., Finished]:
+    """Run `tunestack ...` in a process of its own."""
+
+    def run(*arguments: object, cwd: Path | None = None) -> Finished:
+        done = subprocess.run(
+            [sys.executable, "-m", "tunestack", *map(str, arguments)],
+            cwd=cwd,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "120"},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        return Finished(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@dataclass(frozen=True)
+class WholeRun:
+    """One comparison of every kind of candidate, costs and all, as a user runs it."""
+
+    data: Path
+    folder: Path
+    config: Path
+    command: Finished
+
+
+@pytest.fixture(scope="session")
+def whole_run(tiny_data: Path, command: Callable[..., Finished]) -> WholeRun:
+    """Run it, once for all tests that look at it."""
+    import runs
+
+    folder = tiny_data / "whole"
+    methods = [
+        "majority",
+        {"method": "tfidf", "min_df": 1},
+        "linear-probe",
+        {"method": "lora", "grid": {"r": [2, 4]}, "lora_alpha": 8},
+        {"method": "full", "training": {"learning_rate": 1e-3}},
+    ]
+    values = runs.settings(tiny_data, methods=methods, output=str(folder), measure_costs=True)
+    config = runs.write_config(tiny_data / "whole.yaml", values)
+    return WholeRun(tiny_data, folder, config, command("compare", config))

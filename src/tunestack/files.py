@@ -48,7 +48,11 @@ def why_not_writable(folder: Path) -> str | None:
     """Why no file can be written in a folder (which need not exist yet), or None. Leaves nothing behind."""
     created: list[Path] = []
     try:
-        created = [path for path in (folder, *folder.parents) if not path.exists()]
+        places = [folder, *folder.parents]
+        existing = next(path for path in places if path.exists())
+        if not existing.is_dir():
+            return f"{existing} is a file"
+        created = places[: places.index(existing)]
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return None

@@ -1,0 +1,335 @@
+"""The command line: exit codes, what is printed, interruptions, start-up; and the live display."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+import runs
+from tunestack import progress
+from tunestack.cli.app import app
+from tunestack.progress import Display
+from tunestack.results import CurvePoint, Results
+from tunestack.stack.loop import Event
+
+HEAVY = ("torch", "transformers", "datasets", "pandas", "sklearn", "scipy", "numpy")
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Run a command in this process: result.exit_code, .stdout, .stderr."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: object) -> Any:
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    return run
+
+
+@pytest.fixture
+def values(tiny_data: Path, tmp_path: Path) -> dict[str, Any]:
+    return runs.settings(tiny_data, output=str(tmp_path / "run"))
+
+
+# Start-up
+
+
+def _fresh(code: str) -> tuple[str, float]:
+    """What a fresh interpreter prints, and its processor seconds."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return done.stdout, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def test_importing_is_light() -> None:
+    out, _ = _fresh(f"import sys, tunestack; print([name for name in {HEAVY} if name in sys.modules])")
+    assert out.strip() == "[]"
+
+
+def test_help_is_quick_and_needs_no_torch() -> None:
+    out, seconds = _fresh(
+        "import sys\nsys.argv = ['tunestack', 'compare', '--help']\nfrom tunestack.cli import main\n"
+        f"try: main()\nfinally: print([name for name in {HEAVY} if name in sys.modules])"
+    )
+    assert "--no-costs" in out
+    assert out.strip().endswith("[]")
+    assert seconds < 1.0
+
+
+def test_the_function_is_there_whatever_was_imported_before() -> None:
+    code = "import tunestack.compare.verdict, tunestack\ntry: tunestack.compare('none.yaml')\n"
+    out, _ = _fresh(code + "except tunestack.UserError as error: print(error)")
+    assert "none.yaml: expected a configuration file, found no such file" in out
+
+
+# What users can mend
+
+
+def test_problems_are_printed_with_what_to_do_and_exit_code_2(
+    cli: Any, values: dict[str, Any], tmp_path: Path
+) -> None:
+    config = runs.write_config(tmp_path / "c.yaml", {**values, "metric": "f11", "metrik": "x"})
+    done = cli("compare", config, "--seeds", 0, "--text", "[txt]", "--method", "lorra")
+    assert done.exit_code == 2
+    assert done.stdout == ""
+    assert "7 problems:" in done.stderr
+    for line in [
+        "seeds",
+        "expected: how many seeds, at least 1, or a list of them",
+        "expected: a column '[txt]' in the first line",
+        "fix:      Did you mean 'metric'?",
+        "fix:      Did you mean 'lora'?",
+    ]:
+        assert line in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (None, "no such file"),
+        ("data: [", "c.yaml line 1"),
+        ("- a", "expected: a mapping with `data` and `methods`"),
+        ("data: tweets.csv\nmethods: [lora]", "expected: a mapping"),
+        ("data:\nmethods:\nbases: {model: x}", "expected: a valid list"),
+        ("methods: [majority]\nbases: [3]", "Give `train`"),
+    ],
+)
+def test_configurations_that_are_none(cli: Any, tmp_path: Path, text: str | None, told: str) -> None:
+    if text is not None:
+        (tmp_path / "c.yaml").write_text(text)
+    done = cli("compare", tmp_path / "c.yaml", "--epochs", "2", "--base", "x/y/z")
+    assert done.exit_code == 2
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_options_that_do_not_exist_or_do_not_fit(cli: Any, tmp_path: Path, tiny_data: Path) -> None:
+    unknown = cli("compare", "c.yaml", "--lerning-rate", "3")
+    assert unknown.exit_code == 2
+    assert "--learning-rate" in unknown.stderr
+    assert cli("compare", "c.yaml", "--epochs", "many").exit_code == 2
+    trusted = cli("compare", tiny_data / "train.csv", "--base", "a/b", "--trust-remote-code", "a/c")
+    assert trusted.exit_code == 2
+    assert "Did you mean 'a/b'" in trusted.stderr
+
+
+def test_a_run_folder_of_another_configuration(cli: Any, values: dict[str, Any], tmp_path: Path) -> None:
+    config = runs.write_config(tmp_path / "c.yaml", values)
+    assert cli("compare", config).exit_code == 0
+    done = cli("compare", config, "--learning-rate", "3e-4", "--no-group-duplicates")
+    assert done.exit_code == 2
+    assert "training.learning_rate: 0.01 there, 0.0003 here" in done.stderr
+    assert "data.group_duplicates: true there, false here" in done.stderr
+
+
+def test_predict_and_report_tell_what_is_missing(cli: Any, tmp_path: Path) -> None:
+    for arguments in (("predict", tmp_path, "x.csv"), ("report", tmp_path)):
+        done = cli(*arguments)
+        assert done.exit_code == 2
+        assert "results.json" in done.stderr
+
+
+# Runs
+
+
+def test_flags_alone_make_a_comparison(cli: Any, tiny_data: Path, tmp_path: Path) -> None:
+    done = cli(
+        *("compare", tiny_data / "train.csv", "--validation", tiny_data / "validation.csv"),
+        *("--text", "text", "--label", "label", "--positive-label", "calm"),
+        *("--method", "majority", "--method", "lora", "--base", tiny_data / "saved-bert"),
+        *("--seeds", 1, "--epochs", 1, "--learning-rate", "1e-2", "--dtype", "float32", "--max-length", 32),
+        *("--metric", "accuracy", "--no-costs", "--output", tmp_path / "a [red]folder"),
+    )
+    assert done.exit_code == 0, done.stderr
+    assert f"Report: {tmp_path}/a [red]folder/report.html" in done.stdout
+    results = Results.load(tmp_path / "a [red]folder" / "results.json")
+    config = results.config
+    assert config["bases"][0]["dtype"] == "float32"
+    assert (config["seeds"], config["metric"], config["training"]["max_length"]) == ([1], "accuracy", 32)
+    assert results.candidates[1].hyperparameters["learning_rate"] == 1e-2
+    assert results.data.label_names == ["urgent", "calm"]
+    assert cli("report", tmp_path / "a [red]folder").stdout.strip().endswith("report.html")
+
+
+def test_a_failure_is_named_and_the_rest_is_compared(
+    cli: Any, values: dict[str, Any], tmp_path: Path
+) -> None:
+    methods = ["majority", {"method": "lora", "name": "too fast", "training": {"learning_rate": 1e30}}]
+    done = cli("compare", runs.write_config(tmp_path / "c.yaml", {**values, "methods": methods}))
+    assert done.exit_code == 0
+    assert "too fast, seed 1" in done.stdout
+    assert "too-fast.seed-1 failed:" in done.stderr
+    assert "majority" in done.stdout
+
+
+def test_nothing_to_ship_where_all_fail(cli: Any, values: dict[str, Any], tmp_path: Path) -> None:
+    methods = [{"method": "lora", "training": {"learning_rate": 1e30}}, {"method": "tfidf", "min_df": 39}]
+    done = cli("compare", runs.write_config(tmp_path / "c.yaml", {**values, "methods": methods}))
+    assert done.exit_code == 1
+    assert "No candidate finished." in done.stdout
+    assert "Lower min_df" in done.stdout
+    assert Results.load(tmp_path / "run" / "results.json").verdict is None
+    assert "No candidate finished." in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert cli("predict", tmp_path / "run", "x.csv").exit_code == 2
+
+
+# Interruptions, from outside
+
+
+def _started(config: Path) -> subprocess.Popen[str]:
+    """A comparison in a process of its own; signals reach it as from a terminal."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tunestack", "compare", str(config)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+LONG: dict[str, Any] = {
+    "methods": ["lora"],
+    "training": {"epochs": 30, "learning_rate": 3e-3, "batch_size": 8},
+}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_data: Path) -> Results:
+    return runs.compare(runs.settings(tiny_data, **LONG, output=str(tiny_data / "long")))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_stopped_in_training_the_same_command_goes_on(
+    tiny_data: Path, tmp_path: Path, uninterrupted: Results, number: int, code: int
+) -> None:
+    values = runs.settings(tiny_data, **LONG, output=str(tmp_path / "run"))
+    process = _started(runs.write_config(tmp_path / "c.yaml", values))
+    assert process.stderr is not None
+    told = ""
+    for line in process.stderr:
+        told += line
+        if "seed-2: epoch 3" in line:
+            process.send_signal(number)
+            break
+    told += process.stderr.read()
+    assert process.wait(60) == code
+    assert "Traceback" not in told
+    if number == signal.SIGINT:
+        assert f"What was trained is in {tmp_path / 'run'}; the same command goes on from there." in told
+    assert not (tmp_path / "run" / "results.json").exists()
+    assert len(list((tmp_path / "run" / "checkpoints").glob("*.safetensors"))) == 2
+    first: dict[str, int] = {}
+    resumed = runs.compare(values, lambda event: first.setdefault(event.key, event.step) and None)
+    assert all(step > 0 for step in first.values())
+    assert runs.scores(resumed) == runs.scores(uninterrupted)
+    np.testing.assert_allclose(runs.losses(resumed), runs.losses(uninterrupted), rtol=1e-4, atol=1e-5)
+
+
+# The display
+
+
+def _point(epoch: float, f1: float) -> CurvePoint:
+    return CurvePoint(epoch=epoch, step=int(epoch * 10), train_loss=0.5 / epoch, metrics={"f1": f1})
+
+
+def _events() -> list[Event]:
+    return [
+        Event("started", "tfidf"),
+        Event("finished", "tfidf"),
+        Event("started", "lora.seed-1", steps=20),
+        Event("step", "lora.seed-1", 5, 20, 0.5, 0.71),
+        Event("evaluated", "lora.seed-1", 10, 20, 1.0, 0.6, _point(1, 0.7)),
+        Event("step", "lora.seed-1", 20, 20, 2.0, 0.5),
+        Event("evaluated", "lora.seed-1", 20, 20, 2.0, 0.5, _point(2, 0.65)),
+        Event("started", "full.seed-1", 7, 20),
+        Event("narrowed", "full.seed-1", message="out of memory: [2] slots at once"),
+        Event("failed", "full.seed-1", message="the loss became [nan]"),
+        Event("finished", "lora.seed-1"),
+        Event("finished", "done-in-an-earlier-run"),
+        Event("step", "never-started", 1, 2),
+        Event("measuring", "tfidf"),
+    ]
+
+
+def test_the_display_prints_lines_where_there_is_no_terminal() -> None:
+    out = StringIO()
+    with Display(Console(file=out, width=60)) as display:
+        for event in _events():
+            display.notify(event)
+    assert out.getvalue().splitlines() == [
+        "tfidf: started",
+        "tfidf: done",
+        "lora.seed-1: started",
+        "lora.seed-1: epoch 1, loss 0.500, f1 0.700",
+        "lora.seed-1: epoch 2, loss 0.250, f1 0.650",
+        "full.seed-1: started",
+        "out of memory: [2] slots at once",
+        "full.seed-1 failed: the loss became [nan]",
+        "lora.seed-1: done",
+        "done-in-an-earlier-run: done",
+        "Measuring what tfidf costs alone",
+    ]
+
+
+@pytest.mark.parametrize("width", [30, 80, 140])
+def test_the_display_draws_every_state_in_a_terminal(width: int) -> None:
+    out = StringIO()
+    console = Console(file=out, force_terminal=True, width=width, height=30)
+    with Display(console) as display:
+        for event in _events():
+            display.notify(event)
+            console.print(display._render())
+    if width >= 80:
+        for text in ("lora.seed-1", "0.700", "0.50", "2.00", "2 done", "Measuring what tfidf costs alone"):
+            assert text in out.getvalue()
+
+
+def test_the_display_shows_progress_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    out = StringIO()
+    console = Console(file=out, width=100)
+    display = Display(console)
+
+    def row(kind: Literal["started", "step"], step: int, steps: int) -> str:
+        display.notify(Event(kind, "lora.seed-1", step, steps, step / 100, 0.5))
+        out.truncate(0)
+        console.print(display._render())
+        return next(line for line in out.getvalue().splitlines() if "lora.seed-1" in line)
+
+    assert ":" not in row("started", 40, 400)  # nothing is known of the pace; 40 steps were done before
+    now += 10
+    assert row("step", 60, 400).rstrip().endswith("2:50")  # 20 steps in 10 s, 340 to go
+    now += 7210
+    assert row("step", 220, 400).rstrip().endswith("2:00:20")
+    assert row("step", 400, 400).rstrip().endswith("0:00")
+
+
+def test_what_a_comparison_prints_elsewhere_is_plain_lines(whole_run: Any) -> None:
+    lines = whole_run.command.err.splitlines()
+    trials = [f"lora-lora_alpha=8-r={r}.seed-{seed}" for r in (2, 4) for seed in (1, 2)]
+    for trial in trials:
+        of_trial = [line.removeprefix(f"{trial}: ") for line in lines if line.startswith(f"{trial}: ")]
+        assert [re.sub(r"\d\.\d+", "#", line) for line in of_trial] == [
+            "started",
+            "epoch 1, loss #, f1 #",
+            "epoch 2, loss #, f1 #",
+            "done",
+        ]
+    assert "\x1b" not in whole_run.command.err + whole_run.command.out
