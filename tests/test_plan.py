@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -233,6 +234,28 @@ def test_bases_that_cannot_be_opened(values: dict[str, Any], tmp_path: Path) -> 
     assert "unknown prefix 'pakaged'" in found["pakaged:m"].found
     assert "2 times" in found["bases"].found
     assert any("classify sequences" in problem.expected for problem in problems)
+
+
+def test_bases_without_weights_or_words_are_refused_before_the_baselines_run(
+    values: dict[str, Any], tmp_path: Path
+) -> None:
+    saved = Path(values["bases"][0]["model"])
+    folders = {name: shutil.copytree(saved, tmp_path / name) for name in ("none", "pickled", "half", "mute")}
+    for name in ("none", "pickled"):
+        (folders[name] / "model.safetensors").unlink()
+    (folders["pickled"] / "pytorch_model.bin").touch()
+    weights = folders["half"] / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-50])
+    for file in folders["mute"].glob("tokenizer*"):
+        file.unlink()
+    problems = refused({**values, "methods": ["majority", "lora"], "bases": list(map(str, folders.values()))})
+    found = {problem.where: problem.found for problem in problems}
+    assert found[str(folders["none"])] == "none"
+    assert "pickle, which can run code" in found[str(folders["pickled"])]
+    assert "incomplete" in found[str(weights)].lower() or "not fully covered" in found[str(weights)]
+    assert "special tokens alone" in found[str(folders["mute"])]
+    assert len(problems) == 4
+    assert not (tmp_path / "runs").exists()
 
 
 def test_only_one_class(values: dict[str, Any], tmp_path: Path) -> None:

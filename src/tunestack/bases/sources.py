@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     AutoConfig,
@@ -24,7 +24,7 @@ from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 from tunestack.bases import packaged
 from tunestack.config import BaseConfig
-from tunestack.errors import Problem, UserError, did_you_mean
+from tunestack.errors import Problem, Problems, UserError, did_you_mean
 
 RANDOM = "random:"
 RANDOM_SEED = 0
@@ -66,6 +66,33 @@ class Source:
         for name, value in self.overrides.items():
             setattr(config, name, value)
         return config
+
+    def check_weights(self, model: str) -> None:
+        """Look into the headers of a folder's weights. Raises UserError where they are missing or damaged.
+
+        Weights that are drawn or on the Hub are not checked.
+        """
+        folder = Path(self.location)
+        if not folder.is_dir():
+            return
+        problems = Problems()
+        files = sorted(folder.glob("model*.safetensors"))
+        if not files:
+            pickled = [file.name for file in folder.glob("*.bin")]
+            problems.add(
+                model,
+                expected="its weights as model.safetensors",
+                found=f"{pickled[0]} (pickle, which can run code)" if pickled else "none",
+                fix="Save the model there with save_pretrained.",
+            )
+        for file in files:
+            try:
+                with safe_open(file, "pt"):
+                    pass
+            except (OSError, SafetensorError) as error:
+                fix = "The file is damaged: copy it again."
+                problems.add(str(file), expected="a whole safetensors file", found=str(error), fix=fix)
+        problems.raise_if_any()
 
     def load_weights(
         self,
@@ -158,6 +185,15 @@ def load_tokenizer(source: Source, config: PretrainedConfig, settings: BaseConfi
             tokenizer = AutoTokenizer.from_pretrained(location, add_prefix_space=True, **options)
     except (OSError, ValueError, KeyError) as error:
         raise _unavailable(settings.model, error) from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise UserError(
+            Problem(
+                settings.model,
+                "a tokenizer with a vocabulary",
+                "special tokens alone: its files are not there",
+                "Save the tokenizer beside the model with save_pretrained.",
+            )
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token_id is None:

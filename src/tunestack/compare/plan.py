@@ -174,6 +174,7 @@ def _open_bases(config: CompareConfig, problems: Problems) -> dict[str, Base]:
     for name, settings in zip(names, config.bases, strict=True):
         base = _collected(problems, load_base, settings)
         if base is not None:
+            _collected(problems, base.source.check_weights, settings.model)
             bases[name] = base
     if not config.bases and any(_needs_base(entry) for entry in config.methods):
         problems.add(
