@@ -256,6 +256,16 @@ def test_stopped_anywhere_the_same_call_gives_the_same(
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+def test_no_step_is_lost_to_ctrl_c(tiny_data: Path, tmp_path: Path) -> None:
+    values = runs.settings(tiny_data, methods=["lora"], output=str(tmp_path / "run"))
+    with pytest.raises(KeyboardInterrupt):
+        runs.compare(values, _stop_at(6, "step"))  # two trials, in the middle of the first epoch
+    events: list[Event] = []
+    runs.compare(values, events.append)
+    assert [event.step for event in events if event.kind == "started"] == [3, 3]
+    assert sum(event.kind == "step" for event in events) == 2 * (2 * 5 - 3)
+
+
 def test_slots_and_costs_may_differ_when_a_run_is_taken_up(
     whole_run: Any, results: Results, tmp_path: Path
 ) -> None:

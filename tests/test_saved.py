@@ -55,15 +55,24 @@ def test_a_loaded_candidate_says_what_it_said_in_training(
         assert len(np.unique(found.round(9), axis=0)) > 1 or kind == "majority"
 
 
-def test_a_run_folder_gives_the_shipped_candidates_best_seed(run: Path, tiny_data: Path) -> None:
-    results = Results.load(run / "results.json")
+@pytest.mark.parametrize(("ship", "better"), [("lora", 0), ("lora", 1), ("full", 1), ("tfidf", 0)])
+def test_a_run_folder_gives_the_shipped_candidates_best_seed(
+    run: Path, tiny_data: Path, tmp_path: Path, ship: str, better: int
+) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
+    results = Results.load(folder / "results.json")
     assert results.verdict is not None
-    seeds = _seeds(run, results.verdict.ship)
-    best = max(seeds, key=lambda seed: seed.validation.metrics["f1"])
-    found = tunestack.load(run).predict_proba(_texts(tiny_data, "validation"))
-    np.testing.assert_allclose(found, runs.probabilities(run, best.validation.predictions_path), atol=2e-6)
-    labels = tunestack.load(str(run)).predict(_texts(tiny_data, "validation"))
-    assert labels == pd.read_csv(run / best.validation.predictions_path)["prediction"].tolist()
+    results.verdict.ship = ship
+    seeds = next(candidate.seeds for candidate in results.candidates if candidate.name == ship)
+    for position, seed in enumerate(seeds):
+        seed.validation.metrics["f1"] = 0.6 + 0.3 * (position == better)
+        seed.validation.metrics["accuracy"] = 0.9 - 0.3 * (position == better)
+    results.save(folder / "results.json")
+    predictor = tunestack.load(str(folder))
+    stored = folder / seeds[better].validation.predictions_path
+    found = predictor.predict_proba(_texts(tiny_data, "validation"))
+    np.testing.assert_allclose(found, runs.probabilities(folder, str(stored)), atol=2e-6)
+    assert predictor.predict(_texts(tiny_data, "validation")) == pd.read_csv(stored)["prediction"].tolist()
 
 
 @pytest.mark.parametrize("kind", ["lora", "full", "linear-probe"])
