@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 import tiny
-from tunestack.compare.run import run_comparison
+from tunestack.comparison.run import run_comparison
 from tunestack.config import CompareConfig
 from tunestack.results import Results
 from tunestack.settings import to_yaml, validated

@@ -71,7 +71,7 @@ def test_help_is_quick_and_needs_no_torch() -> None:
 
 
 def test_the_function_is_there_whatever_was_imported_before() -> None:
-    code = "import tunestack.compare.verdict, tunestack\ntry: tunestack.compare('none.yaml')\n"
+    code = "import tunestack.comparison.verdict, tunestack\ntry: tunestack.compare('none.yaml')\n"
     out, _ = _fresh(code + "except tunestack.UserError as error: print(error)")
     assert "none.yaml: expected a configuration file, found no such file" in out
 

@@ -21,8 +21,8 @@ from sklearn import metrics as sk
 import runs
 import tiny
 import tunestack
-from tunestack.compare.folder import RunFolder
-from tunestack.compare.plan import make_plan
+from tunestack.comparison.folder import RunFolder
+from tunestack.comparison.plan import make_plan
 from tunestack.config import CompareConfig
 from tunestack.data.encode import pad
 from tunestack.errors import UserError

@@ -14,8 +14,8 @@ import pytest
 import runs
 import tiny
 from tunestack.api import comparison
-from tunestack.compare.plan import make_plan
-from tunestack.compare.run import run_comparison
+from tunestack.comparison.plan import make_plan
+from tunestack.comparison.run import run_comparison
 from tunestack.config import CompareConfig
 from tunestack.errors import Problem, UserError
 from tunestack.settings import validated
@@ -334,3 +334,22 @@ def test_the_methods_own_defaults_stand_below_what_the_user_gives(values: dict[s
 
     assert rates() == [2e-5, 1e-4]
     assert rates(learning_rate=3e-4) == [3e-4, 3e-4]
+
+
+def test_the_resolved_configuration_plans_the_same_again(values: dict[str, Any]) -> None:
+    """It names a value for every shared field, which must not overrule a method's own defaults."""
+    changed = {**values, "methods": ["full", {"method": "lora", "grid": {"learning_rate": [1e-3, 1e-4]}}]}
+    first = make_plan(validated(CompareConfig, {**changed, "training": {"epochs": 2}}))
+    again = make_plan(validated(CompareConfig, first.config.model_dump(mode="json")))
+    assert [c.training for c in again.candidates] == [c.training for c in first.candidates]
+    assert [c.name for c in again.candidates] == [c.name for c in first.candidates]
+    assert again.config == first.config
+
+
+def test_baselines_weigh_classes_and_cut_texts_as_training_does(values: dict[str, Any]) -> None:
+    changed = {**values, "methods": ["tfidf", "linear-probe", {"method": "linear-probe", "max_length": 9}]}
+    changed["training"] = {"class_weights": None, "max_length": 16}
+    tfidf, probe, own = make_plan(validated(CompareConfig, changed)).candidates
+    assert tfidf.options.class_weight is None
+    assert (probe.options.class_weight, probe.options.max_length) == (None, 16)
+    assert own.options.max_length == 9

@@ -240,3 +240,27 @@ def test_predict_on_the_command_line(
     frame = pd.read_csv(out)
     assert list(frame.columns) == ["text", "label", "prediction", "prob_calm", "prob_urgent"]
     assert frame["prediction"].tolist() == tunestack.load(run).predict(frame["text"].tolist())
+
+
+def test_a_folder_cannot_ask_for_its_base_to_be_trusted(run: Path, tmp_path: Path) -> None:
+    """Whose code may run is said by who loads, not by what is loaded."""
+    source = run / _seeds(run, "lora")[0].adapter_path
+    folder = tmp_path / "adapter"
+    shutil.copytree(source, folder)
+    description = json.loads((folder / "tunestack.json").read_text())
+    base, marker = Path(description["base"]["model"]), tmp_path / "marker"
+    evil = tmp_path / "evil"
+    shutil.copytree(base, evil)
+    (evil / "code.py").write_text(
+        f"open({str(marker)!r}, 'w').close()\nfrom transformers import BertConfig\n"
+        "class C(BertConfig):\n    model_type = 'evil'\n"
+    )
+    config = json.loads((evil / "config.json").read_text())
+    (evil / "config.json").write_text(
+        json.dumps({**config, "model_type": "evil", "auto_map": {"AutoConfig": "code.C"}})
+    )
+    description["base"] |= {"model": str(evil), "trust_remote_code": True}
+    (folder / "tunestack.json").write_text(json.dumps(description))
+    with pytest.raises(UserError, match="trust_remote_code"):
+        tunestack.load(folder, device="cpu")
+    assert not marker.exists()

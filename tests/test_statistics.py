@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose
 from scipy import special, stats
 from sklearn import metrics as sk
 
-from tunestack.compare.statistics import (
+from tunestack.comparison.statistics import (
     Predictions,
     compare_to_best,
     holm,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tunestack.compare.verdict import cheapest, decide
+from tunestack.comparison.verdict import cheapest, decide
 from tunestack.results import Candidate, Comparison, Costs, Interval, SeedResult, SplitScores, Summary
 
 

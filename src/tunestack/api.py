@@ -57,7 +57,7 @@ def compare(
 
     from rich.console import Console
 
-    from tunestack.compare.run import run_comparison
+    from tunestack.comparison.run import run_comparison
     from tunestack.progress import Display
 
     if not progress:
@@ -70,7 +70,7 @@ def comparison(values: Mapping[str, Any]) -> CompareConfig:
     """A comparison's settings. Raises UserError with everything that is wrong, data and bases included."""
 
     def plan(config: CompareConfig) -> object:
-        from tunestack.compare.plan import make_plan
+        from tunestack.comparison.plan import make_plan
 
         return make_plan(config)
 

@@ -198,7 +198,7 @@ def compare(
 
         config = comparison(_with_base_flags(read_settings(source, flags), dtype, trust_remote_code or []))
 
-        from tunestack.compare.run import run_comparison
+        from tunestack.comparison.run import run_comparison
         from tunestack.progress import Display
         from tunestack.report.leaderboard import render_terminal
 

@@ -8,17 +8,17 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tunestack.compare.costs import measure_alone, release_memory
-from tunestack.compare.folder import RunFolder
-from tunestack.compare.plan import (
+from tunestack.comparison.costs import measure_alone, release_memory
+from tunestack.comparison.folder import RunFolder
+from tunestack.comparison.plan import (
     BaselineCandidate,
     MethodCandidate,
     Plan,
     make_plan,
     texts_of,
 )
-from tunestack.compare.statistics import Predictions, compare_to_best, summarize
-from tunestack.compare.verdict import decide
+from tunestack.comparison.statistics import Predictions, compare_to_best, summarize
+from tunestack.comparison.verdict import decide
 from tunestack.config import CompareConfig
 from tunestack.data import TextData
 from tunestack.environment import environment

@@ -16,7 +16,7 @@ from tunestack.baselines.base import Baseline
 from tunestack.baselines.registry import BASELINES
 from tunestack.bases import Base, load_base
 from tunestack.bases.base import head_modules
-from tunestack.compare.checks import check_class_weights, check_metric, check_names, check_output
+from tunestack.comparison.checks import check_class_weights, check_metric, check_names, check_output
 from tunestack.config import BaseConfig, CompareConfig, MethodConfig, Settings, TrainingConfig
 from tunestack.data import TextData, load_text_data
 from tunestack.errors import Problem, Problems, UserError, did_you_mean

@@ -1,6 +1,6 @@
 """What one run of a candidate alone costs, measured in a process of its own.
 
-`python -m tunestack.compare.costs RUN NAME` prints the costs of one candidate as JSON.
+`python -m tunestack.comparison.costs RUN NAME` prints the costs of one candidate as JSON.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tunestack.compare.plan import BaselineCandidate, MethodCandidate, Plan, make_plan, texts_of
+from tunestack.comparison.plan import BaselineCandidate, MethodCandidate, Plan, make_plan, texts_of
 from tunestack.config import CompareConfig
 from tunestack.results import Costs
 from tunestack.settings import read_yaml, validated
@@ -36,7 +36,7 @@ EXAMPLES = 512
 
 def measure_alone(run: Path, name: str) -> Costs:
     """Measure a candidate of a run folder in a fresh process. Raises RuntimeError if that process fails."""
-    command = [sys.executable, "-m", "tunestack.compare.costs", str(run), name]
+    command = [sys.executable, "-m", "tunestack.comparison.costs", str(run), name]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     if finished.returncode != 0:
         raise RuntimeError(f"its costs could not be measured: {finished.stderr.strip()[-500:]}")

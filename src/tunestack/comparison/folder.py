@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tunestack.compare.checks import IDENTITY
-from tunestack.compare.plan import BaselineCandidate, MethodCandidate, Plan
+from tunestack.comparison.checks import IDENTITY
+from tunestack.comparison.plan import BaselineCandidate, MethodCandidate, Plan
 from tunestack.environment import environment
 from tunestack.errors import Problem, UserError
 from tunestack.files import replacing, slug, write_json, write_text

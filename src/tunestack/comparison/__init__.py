@@ -1,0 +1,1 @@
+"""What to run and in which order; statistics; the verdict."""
