@@ -40,7 +40,7 @@ class Settings(BaseModel):
     location: str
     overrides: dict[str, Any]
     device: str
-    dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    dtype: Literal["auto", "float32", "bfloat16"]
     epochs: int
     fraction: float
     seeds: list[int]

@@ -84,7 +84,7 @@ class Costs(Record):
     inference_examples_per_second: from texts to probabilities, tokenising included.
     peak_memory_bytes: of the accelerator, else of the process, beyond the interpreter and its libraries;
     None where the system does not tell.
-    adapter_bytes: what is stored on disk for one trained trial, head included.
+    adapter_bytes: what is stored on disk for one trained trial, head included, tokenizer files not.
     """
 
     train_seconds: float | None = None

@@ -12,7 +12,7 @@ from tunestack.stack.slot import Trial
 SLOTS = {"cpu": 4}
 """How many trials train together where the user does not say; elsewhere as many as there are.
 
-On a processor the gain levels off after a few slots (docs/benchmarks.md), and memory grows with each.
+Four on a processor is what docs/benchmarks.md measured; memory grows with each slot.
 """
 
 
