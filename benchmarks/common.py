@@ -42,6 +42,7 @@ class Settings(BaseModel):
     device: str
     dtype: Literal["auto", "float32", "bfloat16"]
     epochs: int
+    schedule: Literal["linear", "constant"]
     fraction: float
     seeds: list[int]
 
@@ -80,6 +81,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", default="auto", help="of tunestack's frozen base")
     parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--schedule", choices=["linear", "constant"], default="linear")
     parser.add_argument("--fraction", type=float, default=1.0, help="of the training rows, for quick runs")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parser.add_argument("--threads", type=int, default=cores, help="of every process that is measured")
@@ -171,6 +173,7 @@ def _trial(settings: Settings, model_type: str, seed: int) -> Trial:
     training = TrainingConfig(
         learning_rate=LEARNING_RATE,
         epochs=settings.epochs,
+        lr_scheduler_type=settings.schedule,
         batch_size=BATCH_SIZE,
         weight_decay=WEIGHT_DECAY,
         max_grad_norm=MAX_GRAD_NORM,

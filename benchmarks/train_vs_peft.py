@@ -8,9 +8,10 @@
 
 All of them: the same base, rows and split (train_test_split, 0.8, seed 42), LoRA of rank 8 (alpha 16, no
 LoRA dropout) on query and value with a trained classification head, AdamW (fused), learning rate 5e-4,
-constant, weight decay 0.001, gradient norm clipped at 0.3, batch 8, class-weighted cross-entropy, the same
-number of steps and threads. Every measurement is a process of its own; they alternate within a repeat, and
-each repeat has its own seed, the same for all (a stack of N has N seeds).
+falling linearly to 0 (the Trainer's default; `--schedule constant` is what the articles set), weight decay
+0.001, gradient norm clipped at 0.3, batch 8, class-weighted cross-entropy, the same number of steps and
+threads. Every measurement is a process of its own; they alternate within a repeat, and each repeat has its
+own seed, the same for all (a stack of N has N seeds).
 
 What is timed: from before the first training step to after the last one; choosing and collating batches,
 forward, backward, clipping, optimiser, schedule. Not: imports, loading, tokenising, building the optimiser,
@@ -119,7 +120,7 @@ def measure_peer(contender: str, settings: Settings) -> Measurement:
             args=TrainingArguments(
                 output_dir=folder,
                 learning_rate=common.LEARNING_RATE,
-                lr_scheduler_type="constant",
+                lr_scheduler_type=settings.schedule,
                 weight_decay=common.WEIGHT_DECAY,
                 max_grad_norm=common.MAX_GRAD_NORM,
                 per_device_train_batch_size=common.BATCH_SIZE,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -155,15 +155,19 @@ def _check_target(target: Path) -> None:
 
 @dataclass(frozen=True)
 class Seat:
-    """A place in a stack for weights that only predict."""
+    """A place in a stack for weights that only predict.
+
+    leading: places that they need before each text.
+    """
 
     index: int = 0
+    leading: int = 0
 
     def span(self, start: int, stop: int, training: bool) -> Any:
         """The rows [start, stop) as this seat's; nothing is dropped."""
         from tunestack.methods.sites import Span
 
-        return Span(self.index, start, stop)
+        return Span(self.index, start, stop, leading=self.leading)
 
 
 def load(path: str | Path, *, device: str = "auto", trust_remote_code: bool = False) -> Predictor:
@@ -229,11 +233,13 @@ def _load_method(folder: Path, description: Description) -> Predictor:
     task = SequenceClassification(description.label_names)
     loaded = base.load_model(task.auto_class, task.model_config(base), method.weights_dtype(base.dtype))
     stack = Stack(Workload(base, task, {}, "accuracy"), loaded, autocast=not method.stacks)
-    seat = Seat()
+    seat, positions = Seat(), 0
     if not method.saves_whole_model:
         adapter = method.attach(method.read_config(folder), stack.host, seat.index, seed=0)
         adapter.load(read_tensors(folder))
-    return _ModelPredictor(description, stack, seat)
+        seat, positions = replace(seat, leading=adapter.virtual_tokens), adapter.positions
+    max_length = base.room_for_text(description.max_length, positions)
+    return _ModelPredictor(description.model_copy(update={"max_length": max_length}), stack, seat)
 
 
 def _load_baseline(folder: Path, description: Description) -> Predictor:

@@ -53,6 +53,10 @@ class Base:
             return int(self.tokenizer.model_max_length)
         return int(min(self.tokenizer.model_max_length, positions - row.position_offset))
 
+    def room_for_text(self, max_length: int, positions: int = 0) -> int:
+        """How many tokens a text may have, where `positions` places are taken before it."""
+        return min(max_length, self.longest_input - positions)
+
     def token_lengths(self, texts: list[str]) -> list[int]:
         """How many tokens each text has, special ones included, uncut."""
         return [len(ids) for ids in self.tokenizer(texts, verbose=False)["input_ids"]]

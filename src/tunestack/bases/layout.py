@@ -44,6 +44,7 @@ _BERT = Layout(
 )
 _ROBERTA = replace(_BERT, position_offset=2)
 _LLAMA = Layout("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")
+_T5 = Layout("q", "k", "v", "o", "DenseReluDense.wi", "DenseReluDense.wo", ("classification_head",))
 
 LAYOUTS: dict[str, Layout] = {
     "bert": _BERT,
@@ -90,6 +91,8 @@ LAYOUTS: dict[str, Layout] = {
         "dense_h_to_4h",
         "dense_4h_to_h",
     ),
+    "t5": _T5,
+    "mt5": replace(_T5, ffn_in="DenseReluDense.wi_0"),
     "opt": Layout("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2", position_offset=0),
 }
 

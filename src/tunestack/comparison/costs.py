@@ -84,7 +84,7 @@ def _measure_method(plan: Plan, candidate: MethodCandidate) -> Costs:
 
     def answer(texts: list[str], pairs: list[str] | None) -> None:
         split = {"text": texts} if pairs is None else {"text": texts, "text_pair": pairs}
-        encoded = plan.task.encode(base, split, candidate.training.max_length)
+        encoded = plan.task.encode(base, split, slot.max_length)
         plan.task.probabilities(stack.logits([slot], encoded)[0])
 
     trained = sum(parameter.numel() for parameter in slot.adapter.parameters.values())

@@ -8,6 +8,8 @@ from tunestack.data.encode import IntArray
 
 WINDOW = 16
 """How many batches' worth of places an example may move away from its rank by length."""
+STRATA = 8
+"""Into how many classes of length the batches fall; all come equally often in every stretch of an epoch."""
 
 
 def epoch_batches(lengths: IntArray, batch_size: int, seed: int, epoch: int) -> list[IntArray]:
@@ -17,8 +19,10 @@ def epoch_batches(lengths: IntArray, batch_size: int, seed: int, epoch: int) -> 
     `WINDOW` batches, and the result is cut into batches: rows of a batch are about equally long, and no
     two epochs or seeds see the same batches. The order of the batches depends on the epoch and the
     number of batches alone, so trials with different seeds that train side by side meet batches of
-    about the same length in every step. The result is a function of the arguments: a trial sees the
-    same order in any company and after a resume.
+    about the same length in every step. It is random within strata of length, which come equally often
+    in every stretch: length tells much about the label, and an epoch that ends on short texts leaves a
+    model that expects them. The result is a function of the arguments: a trial sees the same order in any
+    company and after a resume.
     """
     own = np.random.default_rng([seed, epoch])
     count = len(lengths)
@@ -28,7 +32,11 @@ def epoch_batches(lengths: IntArray, batch_size: int, seed: int, epoch: int) -> 
     ordered = by_length[np.argsort(moved, kind="stable")]
     batches = [ordered[start : start + batch_size] for start in range(0, count, batch_size)]
     shared = np.random.default_rng([epoch, len(batches)])
-    return [batches[index] for index in shared.permutation(len(batches))]
+    moments = [
+        (shared.permutation(len(stratum)) + shared.random(len(stratum))) / len(stratum)
+        for stratum in np.array_split(np.arange(len(batches)), min(STRATA, len(batches)))
+    ]
+    return [batches[index] for index in np.argsort(np.concatenate(moments))]
 
 
 def evaluation_batches(lengths: IntArray, max_tokens: int) -> list[IntArray]:

@@ -80,28 +80,39 @@ def _count_longer(
 
 
 def pad(
-    chosen: Sequence[tuple[Encoded, IntArray]], pad_id: int, side: str = "right"
+    chosen: Sequence[tuple[Encoded, IntArray]],
+    pad_id: int,
+    side: str = "right",
+    leading: Sequence[int] | None = None,
 ) -> dict[str, torch.Tensor]:
     """One padded batch of the chosen examples of several encoded splits, one after the other.
 
+    leading: for each split, how many places to keep before every example's own tokens; they hold the
+    example's first token, which is never padding, and whoever asked for them replaces its embedding.
     Returns input_ids and attention_mask, [rows, tokens] int64 (and token_type_ids where they are known),
     as long as the longest row.
     """
     import torch
 
-    rows = [(encoded, int(index)) for encoded, indices in chosen for index in indices]
-    longest = max(int(encoded.lengths[index]) for encoded, index in rows)
+    rows = [
+        (encoded, int(index), extra)
+        for (encoded, indices), extra in zip(chosen, leading or [0] * len(chosen), strict=True)
+        for index in indices
+    ]
+    longest = max(int(encoded.lengths[index]) + extra for encoded, index, extra in rows)
     ids = np.full((len(rows), longest), pad_id, dtype=np.int64)
     mask = np.zeros_like(ids)
     typed = all(encoded.token_type_ids is not None for encoded, _ in chosen)
     types = np.zeros_like(ids) if typed else None
-    for row, (encoded, index) in enumerate(rows):
+    for row, (encoded, index, extra) in enumerate(rows):
         length = int(encoded.lengths[index])
-        place = slice(longest - length, longest) if side == "left" else slice(0, length)
-        ids[row, place] = encoded.input_ids[index]
-        mask[row, place] = 1
+        start = longest - length - extra if side == "left" else 0
+        text = slice(start + extra, start + extra + length)
+        ids[row, start : text.start] = encoded.input_ids[index][0]
+        ids[row, text] = encoded.input_ids[index]
+        mask[row, start : text.stop] = 1
         if types is not None and encoded.token_type_ids is not None:
-            types[row, place] = encoded.token_type_ids[index]
+            types[row, text] = encoded.token_type_ids[index]
     batch = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
     if types is not None:
         batch["token_type_ids"] = torch.from_numpy(types)

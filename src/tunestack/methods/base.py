@@ -6,7 +6,7 @@ import copy
 import inspect
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
@@ -32,10 +32,17 @@ class Adapter:
     """One trial's weights in a host, by the names that PEFT saves them under.
 
     parameters: fp32, trained. no_decay: names that weight decay leaves alone (biases, norms).
+    derived: what is saved in place of parameters that only training needs (`training_only`), computed from
+    them. virtual_tokens: places that it needs before every text. positions: how many positions of the base's
+    table it takes from the text.
     """
 
     parameters: dict[str, nn.Parameter] = field(default_factory=dict)
     no_decay: set[str] = field(default_factory=set)
+    training_only: set[str] = field(default_factory=set)
+    derived: dict[str, Callable[[], Tensor]] = field(default_factory=dict)
+    virtual_tokens: int = 0
+    positions: int = 0
 
     def add(self, name: str, parameter: nn.Parameter, decay: bool = True) -> None:
         """Take in one parameter."""
@@ -43,12 +50,21 @@ class Adapter:
         if not decay:
             self.no_decay.add(name)
 
+    @torch.no_grad()
     def tensors(self) -> dict[str, Tensor]:
         """A copy of the weights, as they are saved."""
-        return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        kept = {
+            name: parameter.detach().clone()
+            for name, parameter in self.parameters.items()
+            if name not in self.training_only
+        }
+        return {**kept, **{name: compute().clone() for name, compute in self.derived.items()}}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over weights. Raises UserError where names or shapes differ."""
+        """Take over saved weights, in an adapter attached for use and not for training.
+
+        Raises UserError where names or shapes differ.
+        """
         problems = Problems()
         for name in sorted(set(tensors) ^ set(self.parameters)):
             kind = "missing" if name in self.parameters else "not of this adapter"
@@ -78,12 +94,16 @@ class Method(ABC):
 
     stacks: whether trials share a forward pass on one frozen base. Others run as a stack of one on a
     model of their own, in fp32 with mixed precision. saves_whole_model: what it saves is a transformers
-    folder that needs no base.
+    folder that needs no base. merges: whether its weights can be merged into the base's. starts_as_base:
+    whether a fresh trial's outputs are the base's own. summary: what trains, in a few words.
     """
 
     name: ClassVar[str]
+    summary: ClassVar[str]
     stacks: ClassVar[bool] = True
     saves_whole_model: ClassVar[bool] = False
+    merges: ClassVar[bool] = False
+    starts_as_base: ClassVar[bool] = True
     config_class: ClassVar[type[PeftConfig]]
     training_defaults: ClassVar[dict[str, Any]] = {}
 
@@ -115,11 +135,9 @@ class Method(ABC):
                     fix=f"{error.errors()[0]['msg']}.",
                 )
         problems.raise_if_any()
-        values = {**self.defaults(model_type), **given}
-        extra = [name for name in values.pop("modules_to_save", None) or [] if name not in head]
+        values = {**self.defaults(model_type), **given, "task_type": TaskType.SEQ_CLS}
         try:
-            values |= {"modules_to_save": head + extra, "task_type": TaskType.SEQ_CLS}
-            return self.config_class(**values)
+            return with_head(self.config_class(**values), head)
         except (TypeError, ValueError) as error:
             raise UserError(
                 Problem(
@@ -141,7 +159,10 @@ class Method(ABC):
 
     @abstractmethod
     def attach(self, config: PeftConfig, host: Host, slot: int, seed: int) -> Adapter:
-        """Place freshly initialised parts for `slot` into the host; the same seed gives the same weights."""
+        """Place freshly initialised parts for `slot` into the host; the same seed gives the same weights.
+
+        With `config.inference_mode`, as `read_config` has it, only what `save` writes is wanted.
+        """
 
     def save(self, folder: Path, config: PeftConfig, adapter: Adapter, host: Host, base: str) -> None:
         """Write `adapter_config.json` and `adapter_model.safetensors`, head included, as PEFT does."""
@@ -181,7 +202,7 @@ def attach_copies(config: Any, host: Host, slot: int, seed: int, adapter: Adapte
     Modules without pretrained weights (heads) are drawn afresh from the seed, as transformers
     initialises them; others start from their pretrained weights.
     """
-    for name in whole_modules(host, config.modules_to_save or []):
+    for name in whole_modules(host, getattr(config, "modules_to_save", None) or host.head):
         own = host.pristine(name)
         dtype = None if name in host.head else next(own.parameters()).dtype
         own = own.to(torch.float32).requires_grad_(True)
@@ -195,8 +216,11 @@ def with_head(config: PeftConfig, head: Iterable[str]) -> PeftConfig:
     """The config with the head among the modules that are trained and saved whole.
 
     Which modules belong to it is known when the weights are: a checkpoint may lack more than the classifier.
+    Configs without that field have the head trained and saved all the same.
     """
     fields: Any = copy.deepcopy(config)
+    if not hasattr(fields, "modules_to_save"):
+        return config
     wanted = [*head, *(fields.modules_to_save or [])]
     fields.modules_to_save = list(dict.fromkeys(wanted))
     result: PeftConfig = fields

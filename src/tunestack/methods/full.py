@@ -24,6 +24,7 @@ class Full(Method):
     """All weights in fp32, a head drawn from the seed; saved as a plain transformers model."""
 
     name = "full"
+    summary = "every weight"
     stacks = False
     saves_whole_model = True
     config_class = FullConfig

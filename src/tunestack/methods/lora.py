@@ -175,6 +175,8 @@ class Lora(Method):
     """LoRA with `peft.LoraConfig`; W0 x + (lora_alpha / r) B A x."""
 
     name = "lora"
+    summary = "low-rank updates of linear layers"
+    merges = True
     config_class = LoraConfig
 
     def defaults(self, model_type: str) -> dict[str, Any]:

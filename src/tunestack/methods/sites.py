@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -26,6 +26,7 @@ class Span:
     evaluation, where nothing is dropped. It depends on the trial and its step alone, so a trial's masks
     are the same in any company, after a resume, and in a recomputed forward.
     padding: by how many tokens the batch is longer than this slot's own rows.
+    leading: how many places stand before each of its texts, for embeddings that the slot brings itself.
     """
 
     slot: int
@@ -33,6 +34,7 @@ class Span:
     stop: int
     noise: int | None = None
     padding: int = 0
+    leading: int = 0
 
 
 class Rows:
@@ -48,6 +50,14 @@ class Rows:
         """Say whose rows come next."""
         self.spans = tuple(spans)
         self.tokens = tokens
+
+    def members(self, parts: Mapping[int, Sequence[Part]], site: str) -> dict[type[Part], list[Member]]:
+        """The parts that act on the present batch, by their class."""
+        kinds: dict[type[Part], list[Member]] = {}
+        for span in self.spans:
+            for part in parts.get(span.slot, ()):
+                kinds.setdefault(type(part), []).append(Member(part, span, site))
+        return kinds
 
     def shared(self, x: Tensor) -> bool:
         """Whether a module's input is one for all rows: neither an entry a row nor one a row and token."""
@@ -113,6 +123,11 @@ class Part(nn.Module):
         """Change the module's output `y`, given its input `x`; only the members' rows. May write into y."""
         return y
 
+    @classmethod
+    def arguments(cls, batch: dict[str, Any], members: Sequence[Member]) -> dict[str, Any]:
+        """Change what the model is called with; for parts placed at the model itself (`""`)."""
+        return batch
+
 
 @dataclass(frozen=True)
 class Member:
@@ -152,14 +167,10 @@ class Site:
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The module's forward with every slot's parts applied to its own rows."""
-        kinds: dict[type[Part], list[Member]] = {}
-        replaced = 0
-        for span in self.rows.spans:
-            for part in self.parts.get(span.slot, ()):
-                kinds.setdefault(type(part), []).append(Member(part, span, self.name))
-                replaced += part.replaces
+        kinds = self.rows.members(self.parts, self.name)
         if not kinds:
             return self.original(x, *args, **kwargs)
+        replaced = sum(len(members) for kind, members in kinds.items() if kind.replaces)
         rows = self.rows.spans[-1].stop
         if self.rows.shared(x):
             if len(self.rows.spans) > 1:
@@ -206,13 +217,23 @@ class Host:
         self.fresh = frozenset(fresh)
         self.rows = Rows()
         self.sites: dict[str, Site] = {}
+        self.entrance: dict[int, list[Part]] = {}
         self.modules = dict(model.named_modules())
 
     def place(self, name: str, slot: int, part: Part) -> None:
-        """Let `part` act for `slot` at the module called `name`."""
+        """Let `part` act for `slot` at the module `name`; at `""`, on what the model is called with."""
+        if not name:
+            self.entrance.setdefault(slot, []).append(part)
+            return
         if name not in self.sites:
             self.sites[name] = Site(name, self.modules[name], self.rows)
         self.sites[name].parts.setdefault(slot, []).append(part)
+
+    def arguments(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """What the model is called with: the padded batch of the present rows, as parts change it."""
+        for kind, members in self.rows.members(self.entrance, "").items():
+            batch = kind.arguments(batch, members)
+        return batch
 
     def pristine(self, name: str) -> nn.Module:
         """A copy of the base's module of that name, without what slots have placed in it."""
@@ -228,6 +249,7 @@ class Host:
 
     def remove(self, slot: int) -> None:
         """Take a slot's parts out everywhere; the base is then what it was before for that slot."""
+        self.entrance.pop(slot, None)
         for name, site in list(self.sites.items()):
             site.parts.pop(slot, None)
             if not site.parts:

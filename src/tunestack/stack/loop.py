@@ -111,9 +111,10 @@ class Stack:
             for name, module in self.host.modules.items():
                 if isinstance(module, nn.Dropout) and module.p > 0:
                     self.host.place(name, index, Dropout(module.p))
-        train = self.work.encoded("train", trial.training.max_length)
+        max_length = self.work.base.room_for_text(trial.training.max_length, adapter.positions)
+        train = self.work.encoded("train", max_length)
         weights = self.work.task.class_weights(trial.training.class_weights, _labels(train), self.device)
-        return Slot(index, trial, config, adapter, train.lengths, weights)
+        return Slot(index, trial, config, adapter, max_length, train.lengths, weights)
 
     def close(self, slot: Slot) -> None:
         """Take a trial out; its neighbours do not notice."""
@@ -152,9 +153,7 @@ class Stack:
         """Forward and backward of one batch of each slot; gradients lie in the slots' vectors."""
         for slot in slots:
             slot.grad.zero_()
-        chosen = [
-            (self.work.encoded("train", slot.trial.training.max_length), slot.next_batch()) for slot in slots
-        ]
+        chosen = [(self.work.encoded("train", slot.max_length), slot.next_batch()) for slot in slots]
         spans = _spans(slots, chosen, training=True)
         logits = self._forward(chosen, spans)
         losses = []
@@ -168,17 +167,19 @@ class Stack:
     def _forward(self, chosen: Sequence[tuple[Encoded, IntArray]], spans: Sequence[Span]) -> Tensor:
         # Padded on the right whatever the tokenizer prefers: on the left, models with a table of positions
         # would give a text other positions in other company.
-        batch = pad(chosen, self.work.base.tokenizer.pad_token_id)
+        leading = [span.leading for span in spans]
+        batch = pad(chosen, self.work.base.tokenizer.pad_token_id, leading=leading)
         tokens = batch["input_ids"].shape[1]
         self.host.rows.set(
             [
-                replace(span, padding=tokens - int(encoded.lengths[indices].max()))
+                replace(span, padding=tokens - span.leading - int(encoded.lengths[indices].max()))
                 for span, (encoded, indices) in zip(spans, chosen, strict=True)
             ],
             tokens,
         )
+        there = {name: tensor.to(self.device) for name, tensor in batch.items()}
         with self._precision():
-            output = self.host.model(**{name: tensor.to(self.device) for name, tensor in batch.items()})
+            output = self.host.model(**self.host.arguments(there))
         logits: Tensor = output.logits
         return logits
 
@@ -222,7 +223,7 @@ class Stack:
         """Validate the slots given, in shared forwards, and record what they reached."""
         by_length: dict[int, list[Slot]] = {}
         for slot in slots:
-            by_length.setdefault(slot.trial.training.max_length, []).append(slot)
+            by_length.setdefault(slot.max_length, []).append(slot)
         task = self.work.task
         for max_length, group in by_length.items():
             encoded = self.work.encoded("validation", max_length)
@@ -245,7 +246,7 @@ class Stack:
             slot.restore_best()
             probabilities["validation"] = slot.best_probabilities
             if "test" in self.work.splits:
-                encoded = self.work.encoded("test", slot.trial.training.max_length)
+                encoded = self.work.encoded("test", slot.max_length)
                 probabilities["test"] = self.work.task.probabilities(self.logits([slot], encoded)[0])
         return Outcome(slot.trial, slot, self.host, probabilities, slot.seconds(), slot.failure)
 

@@ -58,6 +58,7 @@ class Progress:
 class Slot:
     """A trial in training.
 
+    max_length: its longest text in tokens, what its method adds before the text left out.
     Its weights are views into one vector, its gradients into another: clipping, the best epoch and
     checkpoints are operations on whole vectors. `consistent` is False in the middle of a change, where an
     interruption may fall.
@@ -69,6 +70,7 @@ class Slot:
         trial: Trial,
         config: PeftConfig,
         adapter: Adapter,
+        max_length: int,
         lengths: IntArray,
         weights: Tensor | None,
     ) -> None:
@@ -76,6 +78,7 @@ class Slot:
         self.trial = trial
         self.config = config
         self.adapter = adapter
+        self.max_length = max_length
         self.class_weights = weights
         self.progress = Progress()
         self.failure: str | None = None
@@ -133,7 +136,7 @@ class Slot:
     def span(self, start: int, stop: int, training: bool) -> Span:
         """The rows [start, stop) as this slot's; in training with this step's own dropout noise."""
         noise = stable_hash(self.trial.seed, self.progress.step) if training else None
-        return Span(self.index, start, stop, noise)
+        return Span(self.index, start, stop, noise, leading=self.adapter.virtual_tokens)
 
     def update(self, loss: float) -> None:
         """Clip, step, advance the schedule; a loss that is not finite fails this trial alone."""
