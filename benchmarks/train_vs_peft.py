@@ -142,7 +142,9 @@ def measure_peer(contender: str, settings: Settings) -> Measurement:
             callbacks=[stopwatch],
         )
         trainer.train()
-        predicted = np.asarray(trainer.predict(validation).predictions).argmax(-1)
+        answers = trainer.predict(validation)
+        # Grouping by length reorders evaluation as well: the labels come back in the predictions' order.
+        labels, predicted = np.asarray(answers.label_ids), np.asarray(answers.predictions).argmax(-1)
     average = "binary" if len(class_weights) == 2 else "macro"
     return Measurement(
         trials=1,
@@ -150,7 +152,7 @@ def measure_peer(contender: str, settings: Settings) -> Measurement:
         steps=trainer.state.global_step,
         peak_memory_bytes=stopwatch.peak_memory_bytes,
         trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        f1=[float(f1_score(np.asarray(validation["label"][:]), predicted, average=average))],
+        f1=[float(f1_score(labels, predicted, average=average))],
         class_weights=torch.tensor(class_weights, dtype=torch.float32).tolist(),
         data=digest,
     )
