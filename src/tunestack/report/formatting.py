@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
+
+from markupsafe import Markup, escape
 
 from tunestack.results import Interval
 
@@ -157,6 +160,11 @@ def moment(created: str) -> str:
 def shortened(text: str, length: int) -> str:
     """The text, cut to `length` characters with an ellipsis."""
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+
+
+def label(text: str) -> Markup:
+    """A class label, cut to 24 characters, that may break after an underscore or a hyphen."""
+    return Markup(re.sub(r"(?<=[_-])", "<wbr>", str(escape(shortened(text, 24)))))
 
 
 def _two_units(value: int, base: int, large: str, small: str) -> str:
