@@ -347,3 +347,12 @@ def _write_predictions(
             probabilities[[top, guess]] = probabilities[[guess, top]]
             names = split.label_names
             writer.writerow([row, names[truth], names[guess], *np.round(probabilities, 6)])
+
+
+def with_candidate(results: Results, which: str, **changes: object) -> Results:
+    """The same results, with one candidate changed."""
+    candidates = [
+        candidate.model_copy(update=changes) if candidate.name == which else candidate
+        for candidate in results.candidates
+    ]
+    return results.model_copy(update={"candidates": candidates})
