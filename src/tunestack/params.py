@@ -128,13 +128,15 @@ def _skeleton(settings: BaseConfig, num_labels: int) -> PreTrainedModel:
 
 def _module(name: str, host: Host) -> str:
     """The module that a trained parameter belongs to; the name itself where it belongs to none."""
-    from tunestack.methods.base import PEFT_PREFIX
+    from tunestack.methods.base import PEFT_PREFIX, PROMPT_PREFIX
 
-    name = name.removeprefix(PEFT_PREFIX)
-    module = name
-    while module and module not in host.modules:
-        module = module.rpartition(".")[0]
-    return module or name
+    for prefix in (PEFT_PREFIX, PROMPT_PREFIX):
+        module = name.removeprefix(prefix)
+        while module and module not in host.modules:
+            module = module.rpartition(".")[0]
+        if module:
+            return module
+    return name.removeprefix(PEFT_PREFIX)
 
 
 def _inside(name: str, modules: Iterable[str]) -> bool:

@@ -23,6 +23,8 @@ from tunestack.files import replacing, write_text
 from tunestack.methods.sites import Copy, Host, stable_hash
 
 PEFT_PREFIX = "base_model.model."
+PROMPT_PREFIX = "base_model."
+"""Prompts wrap the model itself, where other adapters wrap it in a tuner; PEFT's names show it."""
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
@@ -196,7 +198,9 @@ _NOT_FOR_USERS = {
 }
 
 
-def attach_copies(config: Any, host: Host, slot: int, seed: int, adapter: Adapter) -> None:
+def attach_copies(
+    config: Any, host: Host, slot: int, seed: int, adapter: Adapter, prefix: str = PEFT_PREFIX
+) -> None:
     """Give the slot its own fp32 copies of the modules that `modules_to_save` names.
 
     Modules without pretrained weights (heads) are drawn afresh from the seed, as transformers
@@ -209,7 +213,7 @@ def attach_copies(config: Any, host: Host, slot: int, seed: int, adapter: Adapte
         initialise_fresh(host, name, own, stable_hash(seed, name))
         host.place(name, slot, Copy(own, dtype))
         for path, parameter in own.named_parameters():
-            adapter.add(f"{PEFT_PREFIX}{name}.{path}", parameter, decay=decays(path, parameter))
+            adapter.add(f"{prefix}{name}.{path}", parameter, decay=decays(path, parameter))
 
 
 def with_head(config: PeftConfig, head: Iterable[str]) -> PeftConfig:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -208,13 +209,21 @@ class Host:
     """A frozen model that adapters of many slots share.
 
     model: the Hugging Face model, evaluation mode, no gradients of its own. head: names of its head's
-    modules. fresh: names of modules without pretrained weights. rows: set before a forward.
+    modules. fresh: names of modules without pretrained weights. tokenizer: the base's own, where weights are
+    (and not only shapes). rows: set before a forward.
     """
 
-    def __init__(self, model: nn.Module, head: Iterable[str] = (), fresh: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        head: Iterable[str] = (),
+        fresh: Iterable[str] = (),
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
         self.model = model.requires_grad_(False)
         self.head = tuple(head)
         self.fresh = frozenset(fresh)
+        self.tokenizer = tokenizer
         self.rows = Rows()
         self.sites: dict[str, Site] = {}
         self.entrance: dict[int, list[Part]] = {}

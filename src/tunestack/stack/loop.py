@@ -95,7 +95,7 @@ class Stack:
 
     def __init__(self, work: Workload, loaded: LoadedModel, autocast: bool = False) -> None:
         self.work = work
-        self.host = Host(loaded.model, loaded.head, loaded.fresh)
+        self.host = Host(loaded.model, loaded.head, loaded.fresh, work.base.tokenizer)
         self.device = work.base.device
         self.width: int | None = None
         self._autocast = autocast and work.base.dtype != torch.float32
