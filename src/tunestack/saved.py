@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from tunestack.arrays import FloatArray
 from tunestack.config import BaseConfig
 from tunestack.errors import Problem, Problems, UserError
 from tunestack.files import replacing, why_not_writable, write_text
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from tunestack.stack.loop import Stack
 
 DESCRIPTION = "tunestack.json"
-FloatArray = np.ndarray[tuple[int, ...], np.dtype[np.floating[Any]]]
 
 
 class Description(BaseModel):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from pydantic import Field, JsonValue
 
+from tunestack.arrays import FloatArray, IntArray
 from tunestack.config import Settings
 from tunestack.errors import Problem, UserError
 from tunestack.files import replacing, write_json
@@ -18,9 +19,7 @@ from tunestack.settings import validated
 
 if TYPE_CHECKING:
     from tunestack.bases import Base
-    from tunestack.data.encode import IntArray
 
-FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
 Tensors = dict[str, np.ndarray[Any, np.dtype[Any]]]
 
 DESCRIPTION = "baseline.json"

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field
 
+from tunestack.arrays import FloatArray, IntArray
 from tunestack.baselines.base import (
     Baseline,
     Fitted,
-    FloatArray,
     SavedBaseline,
     read_saved,
     read_tensors,
@@ -29,7 +29,6 @@ from tunestack.errors import Problem, UserError
 
 if TYPE_CHECKING:
     from tunestack.bases import Base
-    from tunestack.data.encode import IntArray
 
 BATCH_TOKENS = 8192
 """Padded tokens of one batch."""

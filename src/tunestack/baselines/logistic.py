@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
 
-from tunestack.baselines.base import FloatArray, Tensors
+from tunestack.arrays import FloatArray, IntArray
+from tunestack.baselines.base import Tensors
 from tunestack.config import Settings
 from tunestack.errors import Problem, UserError
-
-if TYPE_CHECKING:
-    from tunestack.data.encode import IntArray
 
 NAMES = ("coef", "intercept", "classes")
 

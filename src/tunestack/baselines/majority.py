@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tunestack.arrays import FloatArray, IntArray
 from tunestack.baselines.base import (
     Baseline,
     Fitted,
-    FloatArray,
     SavedBaseline,
     read_tensors,
     write_baseline,
@@ -20,7 +20,6 @@ from tunestack.config import Settings
 
 if TYPE_CHECKING:
     from tunestack.bases import Base
-    from tunestack.data.encode import IntArray
 
 
 class MajorityOptions(Settings):

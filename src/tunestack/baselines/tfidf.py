@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field, field_validator
 
+from tunestack.arrays import FloatArray, IntArray
 from tunestack.baselines.base import (
     Baseline,
     Fitted,
-    FloatArray,
     SavedBaseline,
     read_json,
     read_saved,
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     from tunestack.bases import Base
-    from tunestack.data.encode import IntArray
 
 VOCABULARY = "vocabulary.json"
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from tunestack.arrays import FloatArray
 from tunestack.comparison.checks import IDENTITY
 from tunestack.comparison.plan import BaselineCandidate, MethodCandidate, Plan
 from tunestack.environment import environment
@@ -22,8 +23,6 @@ from tunestack.tasks.metrics import confusion_matrix
 
 FREE = ("output", "slots", "measure_costs")
 """Settings that may differ when a run is resumed: they change no result."""
-
-FloatArray = np.ndarray[tuple[int, ...], np.dtype[np.floating[Any]]]
 
 
 class RunFolder:

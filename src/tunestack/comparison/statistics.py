@@ -39,8 +39,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special, stats
 
+from tunestack.arrays import FloatArray, IntArray
 from tunestack.results import Comparison, Interval, Summary
-from tunestack.tasks.metrics import METRICS, Counts, FloatArray, IntArray, known_metrics
+from tunestack.tasks.metrics import METRICS, Counts, known_metrics
 
 RESAMPLES = 2000
 ALPHA = 0.05

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tunestack.data.encode import IntArray
+from tunestack.arrays import IntArray
 
 WINDOW = 16
 """How many batches' worth of places an example may move away from its rank by length."""

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tunestack.arrays import IntArray
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
-
-IntArray = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ def encode(
         return_overflowing_tokens=False, return_attention_mask=False, verbose=False,
     )  # fmt: skip
     nothing = [tokenizer.pad_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id]
-    ids = [np.asarray(row or nothing, dtype=np.int64) for row in whole["input_ids"]]
-    types = None
+    ids: list[IntArray] = [np.asarray(row or nothing, dtype=np.int64) for row in whole["input_ids"]]
+    types: list[IntArray] | None = None
     if pairs is not None and "token_type_ids" in whole:
         types = [np.asarray(row, dtype=np.int64) for row in whole["token_type_ids"]]
     lengths = np.asarray([len(row) for row in ids], dtype=np.int64)

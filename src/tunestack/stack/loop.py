@@ -13,15 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tunestack.arrays import FloatArray, IntArray
 from tunestack.bases import Base
 from tunestack.bases.base import LoadedModel
 from tunestack.data.batches import evaluation_batches
-from tunestack.data.encode import Encoded, IntArray, pad
+from tunestack.data.encode import Encoded, pad
 from tunestack.methods.base import with_head
 from tunestack.methods.sites import Dropout, Host, SharedInputError, Span
 from tunestack.results import CurvePoint
 from tunestack.stack.slot import Slot, Trial
-from tunestack.tasks.classification import FloatArray, SequenceClassification
+from tunestack.tasks.classification import SequenceClassification
 
 EVALUATION_TOKENS = 8192
 """Padded tokens of one evaluation batch, all slots together."""

@@ -17,14 +17,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import get_scheduler
 
+from tunestack.arrays import FloatArray, IntArray
 from tunestack.config import TrainingConfig
 from tunestack.data.batches import epoch_batches
-from tunestack.data.encode import IntArray
 from tunestack.files import replacing
 from tunestack.methods.base import Adapter, Method
 from tunestack.methods.sites import Span, stable_hash
 from tunestack.results import CurvePoint
-from tunestack.tasks.classification import FloatArray
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PretrainedConfig
 
+from tunestack.arrays import FloatArray, IntArray
 from tunestack.bases import Base
-from tunestack.data.encode import Encoded, IntArray, encode
+from tunestack.data.encode import Encoded, encode
 from tunestack.tasks.metrics import classification_metrics
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-FloatArray = np.ndarray[tuple[int, ...], np.dtype[np.floating[Any]]]
 
 
 class SequenceClassification:

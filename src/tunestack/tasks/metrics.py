@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.integer]
+from tunestack.arrays import FloatArray, IntArray
 
 
 @dataclass(frozen=True)
