@@ -1,4 +1,4 @@
-"""Files: names for folders; atomic writing, beside its place and then renamed, never half there."""
+"""Files: names for folders; atomic writing, beside its place and then renamed, never half there; tensors."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from tunestack.errors import Problem, UserError
 
 
 @contextmanager
@@ -26,6 +29,24 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; rename it to `path` if the block succeeds.
+
+    `path` may not be there yet, or be an empty folder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        if path.is_dir():
+            path.rmdir()
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 LONGEST_SLUG = 60
@@ -73,6 +94,29 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON document, atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_tensors(path: Path, framework: Literal["pt", "np"] = "pt") -> dict[str, Any]:
+    """The tensors of a safetensors file, as torch's or NumPy's, by name.
+
+    Raises UserError for a missing, damaged or pickled file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        pickled = sorted(file.name for kind in _PICKLED for file in path.parent.glob(kind))
+        found = f"{pickled[0]} (pickle, which can run code)" if pickled else "no such file"
+        fix = "Save it again as safetensors" + (", where you trust that file." if pickled else ".")
+        raise UserError(Problem(str(path), "a safetensors file", found, fix))
+    try:
+        with safe_open(path, framework) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        fix = "The file is damaged: copy it again."
+        raise UserError(Problem(str(path), "a whole safetensors file", str(error), fix)) from error
+
+
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl")
 
 
 def _umask() -> int:

@@ -7,6 +7,7 @@ Paths are relative to the run folder. Times are in seconds, sizes in bytes. A me
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -131,6 +132,15 @@ class Candidate(Record):
     test: dict[str, Summary] = {}
     costs: Costs = Costs()
     comparison: Comparison | None = None
+
+    def best_seed(self, metric: str) -> SeedResult | None:
+        """The seed with the highest validation metric (of equals the first), of those that were saved."""
+        scored = [
+            (seed.validation.metrics.get(metric, -math.inf), seed)
+            for seed in self.seeds
+            if seed.validation is not None and seed.adapter_path is not None
+        ]
+        return max(scored, key=lambda pair: pair[0])[1] if scored else None
 
 
 class Verdict(Record):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from pydantic import Field, JsonValue
 
+from tunestack import files
 from tunestack.arrays import FloatArray, IntArray
 from tunestack.config import Settings
 from tunestack.errors import Problem, UserError
@@ -115,13 +116,8 @@ def read_saved(folder: Path) -> SavedBaseline:
 
 def read_tensors(folder: Path, *names: str) -> Tensors:
     """The tensors of a saved baseline. Raises UserError for a missing or damaged file, or a missing name."""
-    from safetensors.numpy import load_file
-
     path = folder / WEIGHTS
-    try:
-        tensors: Tensors = load_file(path)
-    except Exception as error:  # safetensors raises its own type for every kind of damage
-        raise unreadable(path, error) from error
+    tensors: Tensors = files.read_tensors(path, "np")
     if missing := [name for name in names if name not in tensors]:
         raise unreadable(path, f"no {', '.join(missing)}")
     return tensors

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, ClassVar, get_type_hints
 
 import torch
-from peft import PeftConfig, TaskType
+from peft import PeftConfig, TaskType, get_peft_model
 from pydantic import TypeAdapter, ValidationError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tunestack import files
 from tunestack.errors import Problem, Problems, UserError, did_you_mean
 from tunestack.files import replacing, write_text
 from tunestack.methods.sites import Copy, Host, stable_hash
@@ -179,9 +180,25 @@ class Method(ABC):
             save_file(tensors, path, metadata={"format": "pt"})
 
     def read_config(self, folder: Path) -> PeftConfig:
-        """The config that `save` wrote."""
+        """The config that `save` wrote. Raises UserError for another method's."""
         config: PeftConfig = self.config_class.from_pretrained(str(folder))
+        if not isinstance(config, self.config_class):
+            fix = "The folder mixes two adapters: copy both files again."
+            place, expected = str(folder / ADAPTER_CONFIG), f"a {self.config_class.__name__}"
+            raise UserError(Problem(place, expected, f"a {type(config).__name__}", fix))
         return config
+
+    def merge(self, folder: Path, model: PreTrainedModel) -> PreTrainedModel:
+        """The base with a saved adapter in its own weights, head included: a plain transformers model.
+
+        model: the base with its weights, changed in place. For families that say that they merge.
+        """
+        merged = get_peft_model(model, PeftConfig.from_pretrained(str(folder)))
+        loaded = merged.load_adapter(str(folder), "default")
+        if wrong := [*loaded.missing_keys, *loaded.unexpected_keys]:
+            raise RuntimeError(f"PEFT does not take {len(wrong)} tensors of {folder}, such as {wrong[0]}")
+        plain: PreTrainedModel = merged.merge_and_unload(safe_merge=True)
+        return plain
 
 
 def _jsonable(value: Any) -> Any:
@@ -296,14 +313,4 @@ def initialise_fresh(host: Host, name: str, module: nn.Module, seed: int) -> Non
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """The weights of a saved adapter. Raises UserError for a missing, damaged or pickled file."""
-    path = folder / ADAPTER_WEIGHTS
-    if not path.is_file():
-        pickled = [file.name for file in folder.glob("*.bin")]
-        found = f"{pickled[0]} (pickle, which can run code)" if pickled else "no such file"
-        raise UserError(Problem(str(path), "a safetensors file", found, "Save the adapter as safetensors."))
-    try:
-        return load_file(path)
-    except Exception as error:  # safetensors raises its own type for every kind of damage
-        raise UserError(
-            Problem(str(path), "a whole safetensors file", str(error), "The file is damaged: copy it again.")
-        ) from error
+    return files.read_tensors(folder / ADAPTER_WEIGHTS)

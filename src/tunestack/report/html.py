@@ -184,17 +184,10 @@ def _still_rising(entries: Sequence[Entry]) -> list[Entry]:
 
 def _predict_command(shipped: Entry | None, metric: str) -> str | None:
     """How to use the recommended candidate: its seed with the highest validation score."""
-    if shipped is None:
+    seed = shipped.candidate.best_seed(metric) if shipped else None
+    if seed is None or seed.adapter_path is None:
         return None
-    trained = [
-        (seed.validation.metrics.get(metric, -math.inf), seed.adapter_path)
-        for seed in shipped.candidate.seeds
-        if seed.validation and seed.adapter_path
-    ]
-    if not trained:
-        return None
-    _, path = max(trained, key=lambda pair: pair[0])
-    return f"tunestack predict {shlex.quote(path)} texts.csv --out predictions.csv"
+    return f"tunestack predict {shlex.quote(seed.adapter_path)} texts.csv --out predictions.csv"
 
 
 def _label_bars(results: Results) -> list[dict[str, Any]]:
