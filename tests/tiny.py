@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 from tunestack.bases import Base, load_base
 from tunestack.bases.sources import byte_tokenizer
+from tunestack.bases.tiny import tiny_configs
 from tunestack.config import BaseConfig, TrainingConfig
 from tunestack.methods.registry import find_method
 from tunestack.stack import loop
@@ -22,155 +23,8 @@ from tunestack.stack.loop import Notify, Outcome, Workload
 from tunestack.stack.slot import Slot, Trial
 from tunestack.tasks.classification import SequenceClassification
 
-HIDDEN, LAYERS, HEADS, INNER, TOKENS, VOCABULARY = 16, 2, 4, 24, 96, 160
-
-# Weights are drawn wide, so that every part of a model matters to its output.
-_ENCODER = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": HIDDEN,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": HEADS,
-    "intermediate_size": INNER,
-    "max_position_embeddings": TOKENS,
-    "initializer_range": 0.2,
-    "pad_token_id": 0,
-}
-_DECODER = {**_ENCODER, "num_key_value_heads": 2, "initializer_range": 0.3}
-del _DECODER["pad_token_id"]  # real ones often have none
-
-_T5 = {
-    "vocab_size": VOCABULARY,
-    "d_model": HIDDEN,
-    "d_kv": 6,
-    "d_ff": INNER,
-    "num_layers": LAYERS,
-    "num_decoder_layers": LAYERS,
-    "num_heads": HEADS,
-    "initializer_factor": 2.0,
-    "pad_token_id": 0,
-    "eos_token_id": 2,
-    "decoder_start_token_id": 0,
-}
-
-CONFIGS: dict[str, dict[str, Any]] = {
-    "bert": {**_ENCODER, "model_type": "bert"},
-    "roberta": {**_ENCODER, "model_type": "roberta", "max_position_embeddings": TOKENS + 2},
-    "electra": {**_ENCODER, "model_type": "electra", "embedding_size": 8},
-    "distilbert": {
-        "model_type": "distilbert",
-        "vocab_size": VOCABULARY,
-        "dim": HIDDEN,
-        "n_layers": LAYERS,
-        "n_heads": HEADS,
-        "hidden_dim": INNER,
-        "max_position_embeddings": TOKENS,
-        "initializer_range": 0.2,
-        "pad_token_id": 0,
-    },
-    "deberta-v2": {
-        **_ENCODER,
-        "model_type": "deberta-v2",
-        "relative_attention": True,
-        "pos_att_type": ["p2c", "c2p"],
-        "share_att_key": True,
-        "norm_rel_ebd": "layer_norm",
-        "position_buckets": 8,
-        "type_vocab_size": 0,
-        "position_biased_input": False,
-    },
-    "modernbert": {
-        **_ENCODER,
-        "model_type": "modernbert",
-        "eos_token_id": 2,
-        "bos_token_id": 1,
-        "cls_token_id": 1,
-        "sep_token_id": 2,
-        "local_attention": 16,
-    },
-    "llama": {**_DECODER, "model_type": "llama", "bos_token_id": 1, "eos_token_id": 2},
-    "mistral": {**_DECODER, "model_type": "mistral", "sliding_window": 16},
-    "qwen2": {**_DECODER, "model_type": "qwen2", "bos_token_id": 1, "eos_token_id": 2},
-    "gpt2": {
-        "model_type": "gpt2",
-        "vocab_size": VOCABULARY,
-        "n_embd": HIDDEN,
-        "n_layer": LAYERS,
-        "n_head": HEADS,
-        "n_positions": TOKENS,
-        "initializer_range": 0.2,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    },
-    "opt": {
-        "model_type": "opt",
-        "vocab_size": VOCABULARY,
-        "hidden_size": HIDDEN,
-        "word_embed_proj_dim": HIDDEN,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
-        "ffn_dim": INNER,
-        "max_position_embeddings": TOKENS,
-        "init_std": 0.2,
-        "pad_token_id": 0,
-    },
-    "qwen3": {**_DECODER, "model_type": "qwen3", "head_dim": 6},
-    "gemma": {**_DECODER, "model_type": "gemma", "head_dim": 6, "pad_token_id": 0},
-    "gemma2": {**_DECODER, "model_type": "gemma2", "head_dim": 6, "pad_token_id": 0, "sliding_window": 16},
-    "phi3": {**_DECODER, "model_type": "phi3", "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
-    "bloom": {
-        "model_type": "bloom",
-        "vocab_size": VOCABULARY,
-        "hidden_size": HIDDEN,
-        "n_layer": LAYERS,
-        "n_head": HEADS,
-        "initializer_range": 0.2,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    },
-    "gptj": {
-        "model_type": "gptj",
-        "vocab_size": VOCABULARY,
-        "n_embd": HIDDEN,
-        "n_layer": LAYERS,
-        "n_head": HEADS,
-        "n_inner": INNER,
-        "rotary_dim": 2,
-        "n_positions": TOKENS,
-        "initializer_range": 0.2,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    },
-    "gpt_neo": {
-        "model_type": "gpt_neo",
-        "vocab_size": VOCABULARY,
-        "hidden_size": HIDDEN,
-        "num_layers": LAYERS,
-        "num_heads": HEADS,
-        "intermediate_size": INNER,
-        "attention_types": [[["global", "local"], LAYERS // 2]],
-        "window_size": 16,
-        "max_position_embeddings": TOKENS,
-        "initializer_range": 0.2,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    },
-    "gpt_neox": {
-        "model_type": "gpt_neox",
-        "vocab_size": VOCABULARY,
-        "hidden_size": HIDDEN,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
-        "intermediate_size": INNER,
-        "rotary_pct": 0.5,
-        "max_position_embeddings": TOKENS,
-        "initializer_range": 0.2,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    },
-    "t5": {**_T5, "model_type": "t5"},
-    "mt5": {**_T5, "model_type": "mt5", "feed_forward_proj": "gated-gelu"},
-}
+HIDDEN, LAYERS, TOKENS = 16, 2, 96
+CONFIGS = tiny_configs(HIDDEN, layers=LAYERS, tokens=TOKENS)
 LABELS = ["calm", "urgent"]
 
 

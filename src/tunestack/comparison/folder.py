@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 
 from tunestack.arrays import FloatArray
+from tunestack.choice import Description
 from tunestack.comparison.checks import IDENTITY
 from tunestack.comparison.plan import BaselineCandidate, MethodCandidate, Plan
 from tunestack.environment import environment
 from tunestack.errors import Problem, UserError
 from tunestack.files import replacing, slug, write_json, write_text
 from tunestack.results import Costs, SeedResult, SplitScores
-from tunestack.saved import Description
 from tunestack.settings import to_yaml
 from tunestack.tasks.metrics import confusion_matrix
 

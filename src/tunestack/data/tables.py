@@ -48,6 +48,31 @@ def iter_rows(path: Path, columns: Sequence[str] = (), chunk_rows: int = 1000) -
     return itertools.chain([first], chunks)
 
 
+def check_rows(path: Path, columns: Sequence[str], chunk_rows: int = 10_000) -> None:
+    """Look through a whole file, a chunk at a time: its lines, these columns, text in each of their rows.
+
+    Raises UserError with everything that `iter_rows` would come upon later.
+    """
+    problems = Problems()
+    rows: dict[str, dict[str, list[int]]] = {column: {} for column in columns}
+    total = 0
+    try:
+        for chunk in _chunks(path, chunk_rows):
+            if not total:
+                check_columns(chunk, columns, str(path), problems)
+                problems.raise_if_any()
+            for column, kinds in rows.items():
+                values = chunk.get(column, pd.Series(None, chunk.index, dtype=object))
+                for kind, found in _rows_by_kind(values).items():
+                    kinds.setdefault(kind, []).extend(found)
+            total += len(chunk)
+    except UserError as error:
+        problems.extend(error)
+    for column, kinds in rows.items():
+        _note_texts(kinds, total, f"{path}, column {column!r}", problems)
+    problems.raise_if_any()
+
+
 def is_file_name(name: str) -> bool:
     """Whether a source is meant as a local file or folder (and not as a Hub id)."""
     path = Path(name).expanduser()
@@ -65,9 +90,18 @@ def check_columns(frame: pd.DataFrame, columns: Iterable[str], where: str, probl
 
 def check_texts(values: pd.Series[Any], where: str, problems: Problems) -> None:
     """Note rows without text, rows with something that is not text, and text that cannot be encoded."""
+    _note_texts(_rows_by_kind(values), len(values), where, problems)
+
+
+def _rows_by_kind(values: pd.Series[Any]) -> dict[str, list[int]]:
+    """The rows that hold no proper text, by what they hold."""
     kinds = values.map(_kind)
-    for kind in sorted(set(kinds) - {"text"}):
-        found = f"{kind} in {listed(values.index[kinds == kind], len(values))}"
+    return {kind: values.index[kinds == kind].tolist() for kind in sorted(set(kinds) - {"text"})}
+
+
+def _note_texts(rows: dict[str, list[int]], total: int, where: str, problems: Problems) -> None:
+    for kind, numbers in sorted(rows.items()):
+        found = f"{kind} in {listed(numbers, total)}"
         fix = _TEXT_FIXES.get(kind, _NOT_TEXT)
         problems.add(where, expected="text in every row", found=found, fix=fix)
 
