@@ -5,13 +5,22 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from tunestack.plugin.hook import when_imported
+
 if TYPE_CHECKING:
     from tunestack.api import compare, describe, load
     from tunestack.errors import UserError
+    from tunestack.methods.bottleneck_config import BottleneckConfig
 
-__all__ = ["UserError", "compare", "describe", "load"]
+__all__ = ["BottleneckConfig", "UserError", "compare", "describe", "load"]
 
-_HOMES = {"compare": "api", "describe": "api", "load": "api", "UserError": "errors"}
+_HOMES = {
+    "BottleneckConfig": "methods.bottleneck_config",
+    "compare": "api",
+    "describe": "api",
+    "load": "api",
+    "UserError": "errors",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -19,3 +28,10 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def _register_with_peft() -> None:
+    importlib.import_module("tunestack.plugin.tuner").register()
+
+
+when_imported("peft", _register_with_peft)

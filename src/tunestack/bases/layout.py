@@ -15,6 +15,7 @@ class Layout:
     attention_output, ffn_in, ffn_out: the other linears of a block.
     head: what a classification model adds to the plain one, trained in full by every method.
     position_offset: how many places of its table of positions a base leaves unused; None without a table.
+    attention_in: the projection that gets attention's input and nothing else; None where query does.
     """
 
     query: str
@@ -25,6 +26,7 @@ class Layout:
     ffn_out: str
     head: tuple[str, ...] = ("score",)
     position_offset: int | None = None
+    attention_in: str | None = None
 
     @property
     def attention_targets(self) -> list[str]:
@@ -63,6 +65,7 @@ LAYOUTS: dict[str, Layout] = {
         "output.dense",
         ("pooler", "classifier"),
         0,
+        "value_proj",
     ),
     "modernbert": Layout("Wqkv", "Wqkv", "Wqkv", "attn.Wo", "mlp.Wi", "mlp.Wo", ("head", "classifier")),
     "llama": _LLAMA,

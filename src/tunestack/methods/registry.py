@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from tunestack.errors import Problem, UserError, did_you_mean
 from tunestack.methods.base import Method
+from tunestack.methods.bottleneck import Parallel, Series
 from tunestack.methods.full import Full
 from tunestack.methods.lora import Lora
 
-METHODS: dict[str, Method] = {method.name: method for method in (Lora(), Full())}
+METHODS: dict[str, Method] = {method.name: method for method in (Lora(), Series(), Parallel(), Full())}
 
 
 def find_method(name: str) -> Method:

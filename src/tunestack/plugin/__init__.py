@@ -1,0 +1,1 @@
+"""Bottleneck adapters inside PEFT. Nothing is imported here: `import tunestack` must stay light."""
