@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from peft import IA3Config, LoraConfig, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import runs
 import tiny
 import tunestack
+from tunestack.adapters import read_config
 from tunestack.errors import UserError
 from tunestack.results import Results, SeedResult
 
@@ -130,13 +137,6 @@ def test_damaged_files_are_named(run: Path, tmp_path: Path) -> None:
     description.write_text(description.read_text().replace('"kind"', '"kid"'))
     with pytest.raises(UserError, match=r"tunestack\.json: expected a file as this version"):
         tunestack.load(description.parent)
-    weights = copy("b") / "adapter_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"adapter_model\.safetensors: expected a whole safetensors file"):
-        tunestack.load(weights.parent)
-    (copy("c") / "adapter_model.safetensors").unlink()
-    with pytest.raises(UserError, match="found no such file"):
-        tunestack.load(tmp_path / "c")
     unknown = copy("d", "tfidf") / "tunestack.json"
     unknown.write_text(unknown.read_text().replace('"tfidf"', '"tfid"'))
     with pytest.raises(UserError, match="Did you mean 'tfidf'"):
@@ -147,14 +147,226 @@ def test_damaged_files_are_named(run: Path, tmp_path: Path) -> None:
         tunestack.load(tmp_path)
 
 
-def test_an_adapter_on_a_base_of_another_size_is_refused(run: Path, tmp_path: Path) -> None:
-    other = tiny.save_base(tmp_path, "bert", hidden_size=32)
-    adapter = Path(shutil.copytree(run / _seeds(run, "lora")[0].adapter_path, tmp_path / "adapter"))
+# Adapters that do not fit, or are none
+
+
+@pytest.fixture
+def adapter(run: Path, tmp_path: Path) -> Path:
+    """A copy of a trained LoRA adapter."""
+    return Path(shutil.copytree(run / _seeds(run, "lora")[0].adapter_path, tmp_path / "adapter"))
+
+
+def _edit(path: Path, **fields: Any) -> None:
+    path.write_text(json.dumps({**runs.read_json(path), **fields}))
+
+
+def _move(adapter: Path, base: Path) -> None:
+    """Say in both files that the adapter is one of this base."""
     description = runs.read_json(adapter / "tunestack.json")
-    description["base"]["model"] = str(other)
-    (adapter / "tunestack.json").write_text(json.dumps(description))
-    with pytest.raises(UserError, match="trained on a base of other sizes"):
-        tunestack.load(adapter)
+    _edit(adapter / "tunestack.json", base={**description["base"], "model": str(base)})
+    _edit(adapter / "adapter_config.json", base_model_name_or_path=str(base))
+
+
+def _refused(folder: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        tunestack.load(folder, device="cpu")
+    return str(caught.value)
+
+
+def test_an_adapter_of_another_base_is_refused_and_both_are_named(adapter: Path, tiny_data: Path) -> None:
+    _edit(adapter / "adapter_config.json", base_model_name_or_path="someone/else")
+    told = _refused(adapter)
+    assert f"an adapter for {tiny_data / 'saved-bert'}" in told
+    assert "one for someone/else" in told
+    _edit(adapter / "adapter_config.json", base_model_name_or_path=str(tiny_data / "." / "saved-bert") + "/")
+    tunestack.load(adapter, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"hidden_size": 32}, "has shape (16, 16) and not (32, 32)"),
+        ({"num_hidden_layers": 1}, "it has a module bert.encoder.layer.1"),
+        ({"model_type": "distilbert"}, "it has a module bert"),
+        ({"intermediate_size": 9}, None),
+    ],
+    ids=["wider", "shallower", "another architecture", "where LoRA is not"],
+)
+def test_an_adapter_on_a_base_of_other_sizes(
+    adapter: Path, tmp_path: Path, fields: dict[str, Any], told: str | None
+) -> None:
+    kind = fields.pop("model_type", "bert")
+    _move(adapter, base := tiny.save_base(tmp_path, kind, **fields))
+    if told is None:
+        tunestack.load(adapter, device="cpu")
+        return
+    (base / "model.safetensors").unlink()  # it is refused before any weights are read
+    refused = _refused(adapter)
+    assert f"expected an adapter that fits {base} with 2 labels, found one trained on {base}" in refused
+    assert told in refused
+
+
+def test_an_adapter_for_another_number_of_labels(adapter: Path) -> None:
+    _edit(adapter / "tunestack.json", label_names=["a", "b", "c"])
+    assert "with 3 labels" in (told := _refused(adapter))
+    assert "classifier.weight has shape (2, 16) and not (3, 16)" in told
+
+
+def test_an_adapter_that_lacks_tensors(adapter: Path, tiny_data: Path) -> None:
+    path = adapter / "adapter_model.safetensors"
+    tensors = load_file(path)
+    low = next(name for name in tensors if "lora_B" in name)
+    save_file({name: value for name, value in tensors.items() if name != low}, path)
+    told = _refused(adapter)
+    assert f"fits {tiny_data / 'saved-bert'}" in told
+    assert f"{low} is missing" in told
+    save_file({name: value for name, value in tensors.items() if "pooler" not in name}, path)
+    assert "weights of bert.pooler.dense, in the adapter or in its base" in _refused(adapter)
+    save_file({name: value for name, value in tensors.items() if "classifier" not in name}, path)
+    assert "weights of classifier, in the adapter or in its base" in _refused(adapter)
+
+
+def test_weights_that_are_not_whole_safetensors(adapter: Path) -> None:
+    weights = adapter / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole[:4], b"", b"\xff" * 200, whole[:8] + b"x" + whole[9:]):
+        weights.write_bytes(damaged)
+        assert "adapter_model.safetensors: expected a whole safetensors file" in _refused(adapter)
+    weights.unlink()
+    assert "found no such file" in _refused(adapter)
+    marker = adapter / "ran"
+    (adapter / "adapter_model.bin").write_bytes(pickle.dumps(_Evil(marker)))
+    assert "found adapter_model.bin (pickle, which can run code)" in _refused(adapter)
+    assert not marker.exists()
+
+
+class _Evil:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.marker,)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"lora_alhpa": 4}, "expected fields of LoraConfig, found 'lora_alhpa', written by PEFT"),
+        ({"lora_alhpa": 4}, "Did you mean 'lora_alpha'"),
+        ({"r": "eight"}, "expected r: Input should be a valid integer"),
+        ({"bias": "some"}, "bias: Input should be 'none', 'all' or 'lora_only'"),
+        ({"peft_type": "LORRA"}, "expected a peft_type that PEFT knows, found 'LORRA'. Did you mean 'LORA'"),
+        ({"peft_type": None}, "found None"),
+        ({"peft_type": ["LORA"]}, "found ['LORA']"),
+        ({"task_type": "SEQ"}, "Invalid task type"),
+    ],
+)
+def test_configs_that_are_not_pefts(adapter: Path, fields: dict[str, Any], told: str) -> None:
+    _edit(adapter / "adapter_config.json", **fields)
+    assert told in _refused(adapter)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "3", '"LORA"', "\xff"])
+def test_configs_that_are_no_mapping(adapter: Path, text: str) -> None:
+    (adapter / "adapter_config.json").write_bytes(text.encode("latin-1"))
+    assert "adapter_config.json: expected" in _refused(adapter)
+    (adapter / "adapter_config.json").unlink()
+    assert "PEFT's config of the adapter, found no such file" in _refused(adapter)
+
+
+def test_an_adapter_of_another_family_than_tunestack_says(adapter: Path, tiny_data: Path) -> None:
+    config = IA3Config(base_model_name_or_path=str(tiny_data / "saved-bert"), task_type="SEQ_CLS")
+    config.save_pretrained(str(adapter))
+    assert "expected a LoraConfig, found a IA3Config" in _refused(adapter)
+
+
+def test_every_config_that_peft_writes_is_read(tmp_path: Path) -> None:
+    """What is refused is refused for a reason: no default of any of PEFT's families is."""
+    read = 0
+    for kind in list(PEFT_TYPE_TO_CONFIG_MAPPING.values()):
+        try:
+            config = kind(task_type="SEQ_CLS")
+        except (TypeError, ValueError):
+            continue  # some need more than that
+        config.save_pretrained(str(tmp_path))
+        again = read_config(tmp_path)
+        assert type(again) is kind
+        assert again.to_dict() == config.to_dict()
+        read += 1
+    assert read > 20
+
+
+# Adapters that PEFT wrote
+
+
+def _peft_adapter(folder: Path, base: Path, labels: int, **fields: Any) -> tuple[Path, Any]:
+    """An adapter as PEFT itself saves it, its weights disturbed; and the model."""
+    torch.manual_seed(5)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        base, num_labels=labels, ignore_mismatched_sizes=True, dtype="float32"
+    )
+    config = LoraConfig(task_type="SEQ_CLS", r=3, target_modules=["query", "value"], **fields)
+    model = get_peft_model(model, config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora" in name or "modules_to_save" in name:
+                parameter.normal_(std=0.3)
+    model.save_pretrained(str(folder))
+    return folder, model
+
+
+@pytest.mark.parametrize(("labels", "names"), [(2, ["no", "yes"]), (3, ["LABEL_0", "LABEL_1", "LABEL_2"])])
+def test_a_plain_peft_adapter_predicts_what_peft_does(
+    tmp_path: Path, labels: int, names: list[str], command: Callable[..., Any]
+) -> None:
+    base = tiny.save_base(tmp_path, "bert", head=True, id2label={0: "no", 1: "yes"})
+    folder, model = _peft_adapter(tmp_path / "adapter", base, labels)
+    texts = tiny.texts(9, seed=4)["text"]
+    predictor = tunestack.load(folder, device="cpu")
+    assert list(predictor.label_names) == names
+    batch = AutoTokenizer.from_pretrained(base)(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    expected = logits.softmax(-1).numpy()
+    np.testing.assert_allclose(predictor.predict_proba(texts), expected, atol=0.02)  # perhaps in bfloat16
+    assert len(np.unique(expected.round(3), axis=0)) > 5
+    source, out = tmp_path / "new.csv", tmp_path / "out.csv"
+    pd.DataFrame({"text": texts}).to_csv(source, index=False)
+    done = command("predict", folder, source, "--out", out, "--device", "cpu")
+    assert done.code == 0, done.err
+    assert list(pd.read_csv(out).columns) == ["text", "prediction", *(f"prob_{name}" for name in names)]
+
+
+def test_a_plain_adapter_without_a_head_takes_its_bases(tmp_path: Path) -> None:
+    base = tiny.save_base(tmp_path, "bert", head=True, id2label={0: "no", 1: "yes"})
+    folder, model = _peft_adapter(tmp_path / "adapter", base, 2)
+    path = folder / "adapter_model.safetensors"
+    save_file({name: value for name, value in load_file(path).items() if "lora" in name}, path)
+    found = tunestack.load(folder, device="cpu").predict_proba(["a b", "c d e", "f"])
+    with torch.no_grad():
+        head = model.base_model.model.classifier
+        head.modules_to_save["default"].load_state_dict(head.original_module.state_dict())
+        batch = AutoTokenizer.from_pretrained(base)(["a b", "c d e", "f"], padding=True, return_tensors="pt")
+        batch.pop("token_type_ids", None)
+        expected = model(**batch).logits.softmax(-1).numpy()
+    np.testing.assert_allclose(found, expected, atol=0.02)
+
+
+def test_plain_adapters_that_cannot_be_used_say_what_is_missing(tmp_path: Path) -> None:
+    base = tiny.save_base(tmp_path, "bert")  # without pooler and head
+    folder, _ = _peft_adapter(tmp_path / "adapter", base, 2)
+    assert "weights of bert.pooler.dense, in the adapter or in its base" in _refused(folder)
+    config = folder / "adapter_config.json"
+    _edit(config, use_dora=True, init_lora_weights="pissa")
+    assert "lora." in _refused(folder)
+    _edit(config, task_type="CAUSAL_LM", base_model_name_or_path=None)
+    told = _refused(folder)
+    assert "expected base_model_name_or_path, found none" in told
+    assert "sequence classification (task_type SEQ_CLS), found CAUSAL_LM" in told
+    one, _ = _peft_adapter(tmp_path / "regression", tiny.save_base(tmp_path, "bert", head=True), 1)
+    assert "a head with 2 labels or more, found 1" in _refused(one)
+    config.unlink()
+    assert "found neither" in _refused(folder)
 
 
 # Files
@@ -195,6 +407,37 @@ def test_a_mistake_far_down_leaves_no_half_file(run: Path, large: Path, tmp_path
     with pytest.raises(UserError, match=r"broken\.csv line \d+: expected 4 fields"):
         done.extend(predictor.predict_file(broken, tmp_path / "out.csv"))
     assert [path.name for path in tmp_path.iterdir()] == ["broken.csv"]
+
+
+def test_texts_that_are_missing_far_down_are_told_before_anything_is_predicted(
+    run: Path, large: Path, tmp_path: Path
+) -> None:
+    predictor = tunestack.load(run / _seeds(run, "majority")[0].adapter_path)
+    frame = pd.read_csv(large)
+    frame.loc[[1500, *range(15_000, 15_020)], "text"] = ["", *["  "] * 20]
+    frame.to_csv(tmp_path / "gaps.csv", index=False)
+    done: list[int] = []
+    told = r"column 'text'.*no value in 21 of 20,000 rows: 1500, 15000, .*and 16 more \(0 is the first\)"
+    with pytest.raises(UserError, match=told):
+        done.extend(predictor.predict_file(tmp_path / "gaps.csv", tmp_path / "out.csv"))
+    assert done == []
+    rows = [{"text": "a"}] * 3000 + [{"text": None}, {"text": 3}, {"txt": "a"}, {"text": "\ud800"}]
+    (tmp_path / "new.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "[\n")
+    with pytest.raises(UserError) as caught:
+        done.extend(predictor.predict_file(tmp_path / "new.jsonl", tmp_path / "out.csv"))
+    assert done == []
+    assert "new.jsonl line 3005: expected a JSON record" in str(caught.value)
+    (tmp_path / "new.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError) as caught:
+        done.extend(predictor.predict_file(tmp_path / "new.jsonl", tmp_path / "out.csv", chunk_rows=500))
+    assert done == []
+    for line in (
+        "no value in 2 of 3,004 rows: 3000, 3002 (0",
+        "int values in 1 of 3,004 rows: 3001",
+        "half a surrogate pair in 1 of 3,004 rows: 3003",
+    ):
+        assert line in str(caught.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gaps.csv", "new.jsonl"]
 
 
 def test_records_that_lack_a_field_further_down(run: Path, tmp_path: Path) -> None:
@@ -259,6 +502,7 @@ def test_a_folder_cannot_ask_for_its_base_to_be_trusted(run: Path, tmp_path: Pat
     (evil / "config.json").write_text(
         json.dumps({**config, "model_type": "evil", "auto_map": {"AutoConfig": "code.C"}})
     )
+    _move(folder, evil)
     description["base"] |= {"model": str(evil), "trust_remote_code": True}
     (folder / "tunestack.json").write_text(json.dumps(description))
     with pytest.raises(UserError, match="trust_remote_code"):

@@ -4,47 +4,23 @@ from __future__ import annotations
 
 import csv
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from tunestack.arrays import FloatArray
-from tunestack.config import BaseConfig
+from tunestack.choice import Description, choose
 from tunestack.errors import Problem, Problems, UserError
-from tunestack.files import replacing, why_not_writable, write_text
-from tunestack.results import Candidate, Results
-from tunestack.settings import read_json
+from tunestack.files import replacing, why_not_writable
 
 if TYPE_CHECKING:
+    from tunestack.bases import Base
+    from tunestack.methods.base import Method
     from tunestack.stack.loop import Stack
-
-DESCRIPTION = "tunestack.json"
-
-
-class Description(BaseModel):
-    """`tunestack.json`, beside the weights: what a tool needs to know to predict with them.
-
-    base: None for a baseline that needs none. max_length: longest input in tokens.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    schema_version: int = 1
-    kind: Literal["method", "baseline"]
-    method: str
-    base: BaseConfig | None
-    label_names: list[str]
-    text: str = "text"
-    text_pair: str | None = None
-    max_length: int = 512
-
-    def save(self, folder: Path) -> None:
-        """Write it into the folder, atomically."""
-        write_text(folder / DESCRIPTION, self.model_dump_json(indent=2))
+    from tunestack.tasks.classification import SequenceClassification
 
 
 class Predictor(ABC):
@@ -91,13 +67,15 @@ class Predictor(ABC):
     def predict_file(self, source: Path, target: Path, chunk_rows: int = 1000) -> Iterator[int]:
         """Predict a file of any size, a chunk at a time: its columns, `prediction` and `prob_<label>`.
 
-        Yields the number of rows done after each chunk; `target` appears when all are. Raises UserError
-        for a missing file or column, or where `target` cannot be written.
+        The whole file is looked through first, so that nothing is predicted in vain. Yields the number of
+        rows done after each chunk; `target` appears when all are. Raises UserError for a missing file or
+        column, malformed lines, rows without text, or where `target` cannot be written.
         """
-        from tunestack.data import iter_rows
+        from tunestack.data.tables import check_rows, iter_rows
 
         _check_target(target)
         columns = [name for name in (self.description.text, self.description.text_pair) if name]
+        check_rows(source, columns)
         chunks = iter_rows(source, columns, chunk_rows)
         done = 0
         with replacing(target) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
@@ -173,81 +151,61 @@ class Seat:
 def load(path: str | Path, *, device: str = "auto", trust_remote_code: bool = False) -> Predictor:
     """A trained candidate: from its folder, or from a run folder the one that the verdict ships.
 
-    Of the seeds, a run folder gives the best on validation. device: cpu, cuda, ...; auto: the fastest one
-    found. trust_remote_code: run modelling code that comes with the base; what the folder says of that
+    Of the seeds, a run folder gives the best on validation. A folder with a PEFT adapter for classification
+    loads too; its labels are its base's, or LABEL_0, LABEL_1, ... device: cpu, cuda, ...; auto: the fastest
+    one found. trust_remote_code: run modelling code that comes with the base; what the folder says of that
     counts for nothing. Raises UserError where nothing can be loaded.
     """
-    folder = Path(path).expanduser()
-    if (folder / "results.json").is_file():
-        folder = shipped_folder(folder)
-    if not (folder / DESCRIPTION).is_file():
-        raise UserError(
-            Problem(
-                str(path),
-                f"a run folder (results.json) or a saved candidate ({DESCRIPTION})",
-                "neither" if folder.is_dir() else "no such folder",
-                "Give the folder that `tunestack compare` wrote, or one of its adapters.",
-            )
-        )
-    description = read_json(Description, folder / DESCRIPTION)
-    if description.base is not None:
-        here = {"device_map": device, "trust_remote_code": trust_remote_code}
-        description = description.model_copy(update={"base": description.base.model_copy(update=here)})
-    return (_load_method if description.kind == "method" else _load_baseline)(folder, description)
+    choice = choose(path)
+    here = {"device_map": device, "trust_remote_code": trust_remote_code}
+    if choice.description is not None and choice.description.kind == "baseline":
+        return _load_baseline(choice.folder, choice.description, here)
+    return _load_method(choice.folder, choice.description, here)
 
 
-def shipped_folder(run: Path) -> Path:
-    """The folder of what a run's verdict ships, its best seed on validation."""
-    results = read_json(Results, run / "results.json")
-    if results.verdict is None:
-        raise UserError(
-            Problem(
-                str(run), "a comparison with a candidate to ship", "none that finished", "See its report."
-            )
-        )
-    candidate = next(entry for entry in results.candidates if entry.name == results.verdict.ship)
-    return run / best_seed_path(candidate, results.metric)
-
-
-def best_seed_path(candidate: Candidate, metric: str) -> str:
-    """Where the seed with the highest validation metric was saved, relative to the run folder."""
-    scored = [
-        (seed.validation.metrics[metric], seed.adapter_path)
-        for seed in candidate.seeds
-        if seed.validation is not None and seed.adapter_path is not None
-    ]
-    return max(scored)[1]
-
-
-def _load_method(folder: Path, description: Description) -> Predictor:
-    from tunestack.bases import load_base
-    from tunestack.methods.base import read_tensors
+def _load_method(folder: Path, description: Description | None, here: Mapping[str, Any]) -> Predictor:
     from tunestack.methods.registry import find_method
-    from tunestack.stack.loop import Stack, Workload
+
+    if description is not None and find_method(description.method).saves_whole_model:
+        return _load_whole(folder, description, here)
+
+    from tunestack.adapters import open_adapter
+
+    saved = open_adapter(folder, description, here)
+    stack = _open_stack(saved.base, saved.task, saved.method)
+    adapter = saved.place(stack.host, Seat.index)
+    max_length = saved.base.room_for_text(saved.description.max_length, adapter.positions)
+    seat = Seat(leading=adapter.virtual_tokens)
+    return _ModelPredictor(saved.description.model_copy(update={"max_length": max_length}), stack, seat)
+
+
+def _load_whole(folder: Path, description: Description, here: Mapping[str, Any]) -> Predictor:
+    from tunestack.bases import load_base
+    from tunestack.methods.registry import find_method
     from tunestack.tasks.classification import SequenceClassification
 
-    method = find_method(description.method)
     assert description.base is not None  # a method always has one
-    whole = {"model": str(folder)} if method.saves_whole_model else {}
-    base = load_base(description.base.model_copy(update=whole))
+    base = load_base(description.base.model_copy(update={**here, "model": str(folder)}))
     task = SequenceClassification(description.label_names)
+    stack = _open_stack(base, task, find_method(description.method))
+    max_length = base.room_for_text(description.max_length)
+    return _ModelPredictor(description.model_copy(update={"max_length": max_length}), stack, Seat())
+
+
+def _open_stack(base: Base, task: SequenceClassification, method: Method) -> Stack:
+    """The base with its weights, in what the method trains it in."""
+    from tunestack.stack.loop import Stack, Workload
+
     loaded = base.load_model(task.auto_class, task.model_config(base), method.weights_dtype(base.dtype))
-    stack = Stack(Workload(base, task, {}, "accuracy"), loaded, autocast=not method.stacks)
-    seat, positions = Seat(), 0
-    if not method.saves_whole_model:
-        adapter = method.attach(method.read_config(folder), stack.host, seat.index, seed=0)
-        adapter.load(read_tensors(folder))
-        seat, positions = replace(seat, leading=adapter.virtual_tokens), adapter.positions
-    max_length = base.room_for_text(description.max_length, positions)
-    return _ModelPredictor(description.model_copy(update={"max_length": max_length}), stack, seat)
+    return Stack(Workload(base, task, {}, "accuracy"), loaded, autocast=not method.stacks)
 
 
-def _load_baseline(folder: Path, description: Description) -> Predictor:
+def _load_baseline(folder: Path, description: Description, here: Mapping[str, Any]) -> Predictor:
     from tunestack.baselines.registry import find_baseline
 
     base = None
     if description.base is not None:
         from tunestack.bases import load_base
 
-        base = load_base(description.base)
+        base = load_base(description.base.model_copy(update=here))
     return _BaselinePredictor(description, find_baseline(description.method).load(folder, base))
