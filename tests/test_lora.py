@@ -3,75 +3,22 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import peft
 import pytest
 import torch
-from peft import LoraConfig, PeftConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from torch import nn
+from peft import LoraConfig, PeftConfig, get_peft_model, get_peft_model_state_dict
 
 import tiny
+from oracle import assert_equals_peft, assert_loads_in_plain_peft, batch_of, calm_base, open_slot
 from tunestack.bases import Base
-from tunestack.data.encode import pad
 from tunestack.errors import UserError
 from tunestack.methods.base import read_tensors
 from tunestack.methods.registry import find_method
 from tunestack.stack.loop import Stack
-from tunestack.stack.slot import Slot
 from tunestack.tasks.classification import SequenceClassification
-
-
-def open_slot(base: Base, seed: int = 3, **fields: Any) -> tuple[Stack, Slot, nn.Module]:
-    """A stack with one slot, whose B is not zero, and a copy of the base's model from before."""
-    work = tiny.workload(base)
-    loaded = base.load_model(work.task.auto_class, work.task.model_config(base))
-    plain = copy.deepcopy(loaded.model)
-    plain.set_attn_implementation("eager")
-    stack = Stack(work, loaded)
-    slot = stack.open(tiny.trial(base, "one", seed, batch_size=4, max_grad_norm=0, **fields))
-    return stack, slot, plain
-
-
-def disturb(slot: Slot) -> None:
-    """Move every weight, so that nothing is zero."""
-    generator = torch.Generator().manual_seed(9)
-    slot.flat.add_(torch.randn(slot.flat.shape, generator=generator), alpha=0.05)
-
-
-def reference(plain: nn.Module, slot: Slot) -> peft.PeftModel:
-    """PEFT's model with the slot's config and weights."""
-    config = copy.deepcopy(slot.config)
-    model = get_peft_model(copy.deepcopy(plain), config)
-    loaded = set_peft_model_state_dict(model, slot.adapter.tensors())
-    assert not loaded.unexpected_keys
-    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    assert not {own_name(name) for name in trained} - set(slot.adapter.parameters) - originals(model)
-    return model.eval()
-
-
-def own_name(name: str) -> str:
-    """The name that PEFT saves a parameter under."""
-    return name.replace(".modules_to_save.default.", ".").replace(".default.", ".")
-
-
-def originals(model: nn.Module) -> set[str]:
-    """Parameters that PEFT marks as trained with bias="all" although nothing uses them."""
-    return {name for name, _ in model.named_parameters() if ".original_module." in name}
-
-
-def batch_of(slot: Slot, stack: Stack, side: str = "right") -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    encoded = stack.work.encoded("train", slot.trial.training.max_length)
-    indices = slot.next_batch()
-    assert encoded.labels is not None
-    batch = pad([(encoded, indices)], stack.work.base.tokenizer.pad_token_id, side)
-    return batch, torch.from_numpy(encoded.labels[indices])
-
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("bert", {}),
@@ -97,35 +44,22 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("gpt2", {"target_modules": ["c_fc", "c_proj"], "bias": "lora_only"}),
     ("gpt2", {"bias": "all", "target_modules": "all-linear", "fan_in_fan_out": True}),
     ("opt", {"target_modules": ["q_proj", "fc1"], "bias": "all"}),
+    ("t5", {}),
+    ("t5", {"target_modules": "all-linear", "bias": "all", "modules_to_save": ["final_layer_norm"]}),
+    ("mt5", {"target_modules": ["k", "wi_1", "wo"]}),
+    ("bloom", {"bias": "lora_only"}),
+    ("gpt_neox", {"target_modules": ["query_key_value", "dense"]}),
+    ("gptj", {}),
+    ("gpt_neo", {"target_modules": ["out_proj", "c_fc"]}),
+    ("phi3", {"target_modules": ["qkv_proj", "gate_up_proj"]}),
+    ("qwen3", {"modules_to_save": ["q_norm"]}),
+    ("gemma2", {"modules_to_save": ["norm"]}),
 ]
 
 
 @pytest.mark.parametrize(("kind", "fields"), CASES, ids=lambda value: str(value))
 def test_outputs_and_all_gradients_equal_pefts(tmp_path: Path, kind: str, fields: dict[str, Any]) -> None:
-    base = tiny.random_base(tmp_path, kind)
-    stack, slot, plain = open_slot(base, **fields)
-    disturb(slot)
-    theirs = reference(plain, slot)
-    batch, labels = batch_of(slot, stack)
-    expected = theirs(**batch).logits
-    expected_loss = nn.functional.cross_entropy(expected, labels)
-    expected_loss.backward()
-
-    loss = stack._backward([slot])[0]
-    stack.host.rows.set([slot.span(0, len(labels), training=False)])
-    with torch.no_grad():
-        logits = stack.host.model(**batch).logits
-    torch.testing.assert_close(logits, expected.detach(), rtol=1e-5, atol=1e-5)
-    assert loss == pytest.approx(expected_loss.item(), abs=1e-5)
-    unused = originals(theirs)
-    gradients = {
-        own_name(name): parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
-        for name, parameter in theirs.named_parameters()
-        if parameter.requires_grad and name not in unused
-    }
-    ours = {name: parameter.grad for name, parameter in slot.adapter.parameters.items()}
-    assert max(float(gradient.abs().max()) for gradient in gradients.values()) > 1e-3
-    tiny.assert_close(ours, gradients)
+    assert_equals_peft(tmp_path, calm_base(tmp_path, kind), merge=True, **fields)
 
 
 @pytest.mark.parametrize("bias", ["none", "all", "lora_only"])
@@ -197,75 +131,35 @@ def test_a_seed_decides_the_weights_and_slots_do_not_share_them(tmp_path: Path) 
     assert len(addresses) == 3
 
 
-LOAD = """
-import json, sys
-import torch
-from peft import PeftModel
-from transformers import AutoModelForSequenceClassification
-results = {}
-for name, place in json.load(open(sys.argv[1])).items():
-    torch.manual_seed(123)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        place["base"], num_labels=2, dtype="float32", pad_token_id=0
-    )
-    model = PeftModel.from_pretrained(model, place["adapter"]).eval()
-    inputs = {name: torch.tensor(rows) for name, rows in place["batch"].items()}
-    with torch.no_grad():
-        results[name] = model(**inputs).logits.tolist()
-assert "tunestack" not in sys.modules
-json.dump(results, open(sys.argv[2], "w"))
-"""
-
-
 def test_what_is_saved_loads_in_peft_in_a_fresh_process(tmp_path: Path) -> None:
     """The base's checkpoint may lack the head, and the pooler: both travel with the adapter."""
-    cases: dict[str, tuple[str, bool, dict[str, Any]]] = {
-        "bert": ("bert", False, {"bias": "all"}),
-        "bert with a head": ("bert", True, {"modules_to_save": ["pooler"]}),
-        "roberta": ("roberta", False, {"bias": "lora_only"}),
-        "distilbert": ("distilbert", False, {"bias": "lora_only"}),
-        "distilbert with a head": ("distilbert", True, {"rank_pattern": {"q_lin": 2}}),
-        "llama": ("llama", False, {"target_modules": "all-linear", "use_rslora": True}),
-        "gpt2": ("gpt2", False, {"bias": "all", "target_modules": ["c_attn", "c_fc"]}),
-        "gpt2 with a head": ("gpt2", True, {"layers_to_transform": [0]}),
-    }
-    places, expected = {}, {}
-    for name, (kind, head, fields) in cases.items():
-        folder = tmp_path / name.replace(" ", "-")
-        folder.mkdir()
-        saved = tiny.save_base(folder, kind, head=head)
-        stack, slot, _ = open_slot(tiny.open_base(str(saved)), seed=len(name), **fields)
-        names = {name.removeprefix("base_model.model.") for name in slot.adapter.parameters}
-        if kind == "bert" and not head:
-            assert {"bert.pooler.dense.weight", "classifier.weight"} <= names
-        if kind == "distilbert":
-            assert {"pre_classifier.weight", "classifier.bias"} <= names
-        disturb(slot)
-        adapter = folder / "adapter"
-        find_method("lora").save(adapter, slot.config, slot.adapter, stack.host, str(saved))
-        batch, _ = batch_of(slot, stack)
-        stack.host.rows.set([slot.span(0, 4, training=False)])
-        with torch.no_grad():
-            expected[name] = stack.host.model(**batch).logits
-        places[name] = {
-            "base": str(saved),
-            "adapter": str(adapter),
-            "batch": {key: tensor.tolist() for key, tensor in batch.items()},
-        }
-        again = find_method("lora").read_config(adapter)
-        assert isinstance(again, LoraConfig)
-        assert again.base_model_name_or_path == str(saved)
-        other = stack.open(slot.trial)
-        other.adapter.load(read_tensors(adapter))
-        assert torch.equal(other.flat, slot.flat)
-    asked, answered = tmp_path / "asked.json", tmp_path / "answered.json"
-    asked.write_text(json.dumps(places))
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, str(asked), str(answered)], capture_output=True, text=True, check=False
+    assert_loads_in_plain_peft(
+        tmp_path,
+        {
+            "bert": ("bert", False, "lora", {"bias": "all"}),
+            "bert with a head": ("bert", True, "lora", {"modules_to_save": ["pooler"]}),
+            "roberta": ("roberta", False, "lora", {"bias": "lora_only"}),
+            "distilbert": ("distilbert", False, "lora", {"bias": "lora_only"}),
+            "distilbert with a head": ("distilbert", True, "lora", {"rank_pattern": {"q_lin": 2}}),
+            "llama": ("llama", False, "lora", {"target_modules": "all-linear", "use_rslora": True}),
+            "dora": ("llama", False, "lora", {"use_dora": True}),
+            "gpt2": ("gpt2", False, "lora", {"bias": "all", "target_modules": ["c_attn", "c_fc"]}),
+            "gpt2 with a head": ("gpt2", True, "lora", {"layers_to_transform": [0], "use_dora": True}),
+            "t5": ("t5", False, "lora", {}),
+        },
     )
-    assert done.returncode == 0, done.stderr
-    for name, logits in json.loads(answered.read_text()).items():
-        torch.testing.assert_close(torch.tensor(logits), expected[name], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("bert", {"bert.pooler.dense.weight", "classifier.weight"}),
+        ("distilbert", {"pre_classifier.weight", "classifier.bias"}),
+    ],
+)
+def test_what_a_checkpoint_lacks_is_trained(tmp_path: Path, kind: str, names: set[str]) -> None:
+    _, slot, _ = open_slot(tiny.open_base(str(tiny.save_base(tmp_path, kind))))
+    assert names <= {name.removeprefix("base_model.model.") for name in slot.adapter.parameters}
 
 
 def refused(base: Base, **fields: Any) -> str:
@@ -305,7 +199,6 @@ def test_impossible_configs_are_refused_with_what_would_work(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "fields",
     [
-        {"use_dora": True},
         {"init_lora_weights": "pissa"},
         {"lora_bias": True},
         {"trainable_token_indices": [3]},
@@ -322,7 +215,7 @@ def test_every_field_that_changes_pefts_lora_is_supported_or_refused(tmp_path: P
     base = tiny.random_base(tmp_path, "bert")
     config = tiny.lora_config(base)
     for name in LoraConfig.__dataclass_fields__:
-        if getattr(LoraConfig(), name) is False and name not in ("use_rslora", "fan_in_fan_out"):
+        if getattr(LoraConfig(), name) is False and name not in ("use_rslora", "use_dora", "fan_in_fan_out"):
             if name == "inference_mode":
                 continue
             changed = copy.deepcopy(config)

@@ -58,6 +58,8 @@ class TrainingConfig(Settings):
 
     learning_rate: float = Field(default=1e-4, gt=0)
     """Peak learning rate of AdamW."""
+    loraplus_lr_ratio: float = Field(default=1, ge=1)
+    """LoRA+: how many times faster B and all vectors learn than the rest (Hayou et al.: about 16)."""
     epochs: float = Field(default=5, gt=0)
     """Passes over the training data."""
     batch_size: int = Field(default=8, ge=1)

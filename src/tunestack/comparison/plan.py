@@ -331,6 +331,7 @@ def _candidate(
     settings = method.make_config(fields, model_type, head_modules(skeleton, model_type))
     method.check(settings, skeleton)
     if training is not None:
+        method.check_training(training)
         shown = {**method.defaults(model_type), **fields}
         yield MethodCandidate(name, base, method, settings, training, shown)
 

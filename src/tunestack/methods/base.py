@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tunestack import files
+from tunestack.config import TrainingConfig
 from tunestack.errors import Problem, Problems, UserError, did_you_mean
 from tunestack.files import replacing, write_text
 from tunestack.methods.sites import Copy, Host, stable_hash
@@ -34,16 +35,22 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 class Adapter:
     """One trial's weights in a host, by the names that PEFT saves them under.
 
-    parameters: fp32, trained. no_decay: names that weight decay leaves alone (biases, norms).
+    parameters: fp32, trained. no_decay: names that weight decay leaves alone (biases, norms). fast: names
+    whose learning rate `loraplus_lr_ratio` multiplies.
     derived: what is saved in place of parameters that only training needs (`training_only`), computed from
-    them. virtual_tokens: places that it needs before every text. positions: how many positions of the base's
+    them. penalty: added to the loss that is minimised, not to the one that is reported. on_step: called with
+    the step's number and how many there will be, after each, the gradients still there; what it keeps is in
+    no checkpoint, so such a trial starts anew. virtual_tokens: places that it needs before every text. positions: how many positions of the base's
     table it takes from the text.
     """
 
     parameters: dict[str, nn.Parameter] = field(default_factory=dict)
     no_decay: set[str] = field(default_factory=set)
+    fast: set[str] = field(default_factory=set)
     training_only: set[str] = field(default_factory=set)
     derived: dict[str, Callable[[], Tensor]] = field(default_factory=dict)
+    penalty: Callable[[], Tensor] | None = None
+    on_step: Callable[[int, int], None] | None = None
     virtual_tokens: int = 0
     positions: int = 0
 
@@ -98,7 +105,8 @@ class Method(ABC):
     stacks: whether trials share a forward pass on one frozen base. Others run as a stack of one on a
     model of their own, in fp32 with mixed precision. saves_whole_model: what it saves is a transformers
     folder that needs no base. merges: whether its weights can be merged into the base's. starts_as_base:
-    whether a fresh trial's outputs are the base's own. summary: what trains, in a few words.
+    whether a fresh trial's outputs are the base's own. has_fast: whether some of its parameters learn at a
+    rate of their own (`loraplus_lr_ratio`). summary: what trains, in a few words.
     """
 
     name: ClassVar[str]
@@ -107,6 +115,7 @@ class Method(ABC):
     saves_whole_model: ClassVar[bool] = False
     merges: ClassVar[bool] = False
     starts_as_base: ClassVar[bool] = True
+    has_fast: ClassVar[bool] = False
     config_class: ClassVar[type[PeftConfig]]
     training_defaults: ClassVar[dict[str, Any]] = {}
 
@@ -159,6 +168,18 @@ class Method(ABC):
     @abstractmethod
     def check(self, config: PeftConfig, model: PreTrainedModel) -> None:
         """Raise UserError for what cannot work on this model (which may be on the meta device)."""
+
+    def check_training(self, training: TrainingConfig) -> None:
+        """Raise UserError for training settings that this method would ignore."""
+        if training.loraplus_lr_ratio != 1 and not self.has_fast:
+            raise UserError(
+                Problem(
+                    f"{self.name}.training.loraplus_lr_ratio",
+                    "1: no parameters of this method have a rate of their own",
+                    f"{training.loraplus_lr_ratio:g}",
+                    "Set it in the `training` of the methods that have it, or leave it out.",
+                )
+            )
 
     @abstractmethod
     def attach(self, config: PeftConfig, host: Host, slot: int, seed: int) -> Adapter:
@@ -264,20 +285,37 @@ def whole_modules(host: Host, wanted: Iterable[str]) -> list[str]:
 def check_whole_modules(
     config: Any, model: nn.Module, head: Iterable[str], where: str, problems: Problems
 ) -> None:
-    """Note entries of `modules_to_save` that match nothing, or modules that take more than one tensor."""
+    """Note entries of `modules_to_save` that match nothing, or modules that cannot be copied: those that take
+    more than one tensor, or share their weight with others (T5's embeddings).
+    """
     own = [entry for entry in config.modules_to_save or [] if entry not in head]
     modules = dict(model.named_modules())
     simple = {name.rpartition(".")[2] for name, module in modules.items() if not list(module.children())}
     for entry in own:
-        found = [module for name, module in modules.items() if name and name.endswith(entry)]
-        several = [type(module).__name__ for module in found if not _takes_one_tensor(module)]
-        if several or not found:
+        found = {name: module for name, module in modules.items() if name and name.endswith(entry)}
+        several = [type(module).__name__ for module in found.values() if not _takes_one_tensor(module)]
+        shared = [told for name in found for told in _shared_weights(name, modules)]
+        if several or shared or not found:
+            reason = f"which is a {several[0]}" if several else shared[0] if shared else "which matches none"
             problems.add(
                 f"{where}.modules_to_save",
-                expected="names of single layers (linear, embedding, norm)",
-                found=f"{entry!r}, which is a {several[0]}" if several else f"{entry!r}, which matches none",
-                fix=did_you_mean(entry, simple),
+                expected="names of single layers (linear, embedding, norm) with a weight of their own",
+                found=f"{entry!r}, {reason}",
+                fix="Leave it out: a copy would part from the others."
+                if shared and not several
+                else did_you_mean(entry, simple),
             )
+
+
+def _shared_weights(name: str, modules: Mapping[str, nn.Module]) -> list[str]:
+    """Which other module holds a weight of this one, in words."""
+    own = {id(parameter) for parameter in modules[name].parameters()}
+    return [
+        f"whose weight is that of {other} too"
+        for other, module in modules.items()
+        if not f"{other}.".startswith(f"{name}.")
+        and any(id(parameter) in own for parameter in module.parameters(recurse=False))
+    ]
 
 
 def _takes_one_tensor(module: nn.Module) -> bool:
@@ -314,3 +352,10 @@ def initialise_fresh(host: Host, name: str, module: nn.Module, seed: int) -> Non
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """The weights of a saved adapter. Raises UserError for a missing, damaged or pickled file."""
     return files.read_tensors(folder / ADAPTER_WEIGHTS)
+
+
+@torch.no_grad()
+def put_in_place(tensors: Mapping[str, Tensor], model: nn.Module) -> None:
+    """Copy saved tensors into the model's parameters of those names."""
+    for name, tensor in tensors.items():
+        model.get_parameter(name.removeprefix(PEFT_PREFIX)).copy_(tensor)

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from tunestack.errors import Problem, UserError, did_you_mean
 from tunestack.methods.base import Method
+from tunestack.methods.bitfit import BitFit
 from tunestack.methods.bottleneck import Parallel, Series
 from tunestack.methods.full import Full
+from tunestack.methods.ia3 import Ia3
+from tunestack.methods.layernorm import LayerNorm
 from tunestack.methods.lora import Lora
 
-METHODS: dict[str, Method] = {method.name: method for method in (Lora(), Series(), Parallel(), Full())}
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Lora(),
+        Series(),
+        Parallel(),
+        Ia3(),
+        BitFit(),
+        LayerNorm(),
+        Full(),
+    )
+}
 
 
 def find_method(name: str) -> Method:

@@ -53,12 +53,13 @@ class Rows:
         self.tokens = tokens
 
     def members(self, parts: Mapping[int, Sequence[Part]], site: str) -> dict[type[Part], list[Member]]:
-        """The parts that act on the present batch, by their class."""
+        """The parts that act on the present batch, by their class, in the order in which they act."""
         kinds: dict[type[Part], list[Member]] = {}
         for span in self.spans:
             for part in parts.get(span.slot, ()):
                 kinds.setdefault(type(part), []).append(Member(part, span, site))
-        return kinds
+        # Not in the order of the slots: what a slot's own parts find must not depend on its company.
+        return dict(sorted(kinds.items(), key=lambda item: item[0].last))
 
     def shared(self, x: Tensor) -> bool:
         """Whether a module's input is one for all rows: neither an entry a row nor one a row and token."""
@@ -110,9 +111,11 @@ class Part(nn.Module):
     """One slot's weights at one site. A family overrides what it needs.
 
     replaces: the part's output takes the place of the module's own, which is not computed for its rows.
+    last: it acts after parts that are not, where a slot has several at one site.
     """
 
     replaces: ClassVar[bool] = False
+    last: ClassVar[bool] = False
 
     @classmethod
     def before(cls, x: Tensor, members: Sequence[Member]) -> Tensor:
@@ -128,6 +131,9 @@ class Part(nn.Module):
     def arguments(cls, batch: dict[str, Any], members: Sequence[Member]) -> dict[str, Any]:
         """Change what the model is called with; for parts placed at the model itself (`""`)."""
         return batch
+
+    def removed(self, host: Host) -> None:
+        """Undo what placing it at the model itself did beside; called when its slot has left."""
 
 
 @dataclass(frozen=True)
@@ -250,15 +256,21 @@ class Host:
         for site in inside:
             site.close()
         try:
-            module: nn.Module = copy.deepcopy(self.modules[name])
-            return module
+            # Whatever stands in for a forward is about the base's own frozen weights.
+            inner = [module for module in self.modules[name].modules() if "forward" in vars(module)]
+            stand_ins = [(module, vars(module).pop("forward")) for module in inner]
+            copied: nn.Module = copy.deepcopy(self.modules[name])
+            for module, forward in stand_ins:
+                module.forward = forward
+            return copied
         finally:
             for site in inside:
                 site.open()
 
     def remove(self, slot: int) -> None:
         """Take a slot's parts out everywhere; the base is then what it was before for that slot."""
-        self.entrance.pop(slot, None)
+        for part in self.entrance.pop(slot, []):
+            part.removed(self)
         for name, site in list(self.sites.items()):
             site.parts.pop(slot, None)
             if not site.parts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from peft import PeftConfig
@@ -40,37 +41,52 @@ def target_names(
     Notes a problem where nothing matches, or a name in the list does; raises it if `problems` is None.
     """
     fields: Any = config
+    linears = linear_names(model, tuple(fields.modules_to_save or ()))
+    if fields.target_modules == ALL_LINEAR:
+        every = copy.copy(fields)
+        every.target_modules = set(linears)
+        return [name for name in linears if check_target_module_exists(every, name)]
+    return matching_names(config, linears, where, problems, "linear layers", f"; or {ALL_LINEAR}")
+
+
+def matching_names(
+    config: PeftConfig,
+    names: list[str],
+    where: str,
+    problems: Problems | None,
+    kind: str,
+    also: str = "",
+) -> list[str]:
+    """Those of `names` that the config's `target_modules` matches, in their order.
+
+    kind: what the names are of. also: what else a user may write. Problems as `target_names` has them.
+    """
+    fields: Any = config
     collected = Problems() if problems is None else problems
-    outside = tuple(fields.modules_to_save or ())
-    linears = linear_names(model, outside)
-    suffixes = sorted({re.sub(r"^.*\.\d+\.", "", name) for name in linears})
+    suffixes = sorted({re.sub(r"^.*\.\d+\.", "", name) for name in names})
     wanted = fields.target_modules
-    names: list[str] = []
-    if wanted == ALL_LINEAR:
-        every = copy.copy(config)
-        every.target_modules = set(linears)  # type: ignore[attr-defined]
-        names = [name for name in linears if check_target_module_exists(every, name)]
-    elif not wanted:
+    chosen: list[str] = []
+    if not wanted:
         collected.add(
             f"{where}.target_modules",
-            expected="names of linear layers (this architecture has no default)",
+            expected=f"names of {kind} (this architecture has no default)",
             found="none given",
-            fix=f"Choose from: {', '.join(suffixes)}; or {ALL_LINEAR}.",
+            fix=f"Choose from: {', '.join(suffixes)}{also}.",
         )
     else:
-        names = [name for name in linears if check_target_module_exists(config, name)]
+        chosen = [name for name in names if check_target_module_exists(config, name)]
         for target in [wanted] if isinstance(wanted, str) else sorted(wanted):
-            hit = names if isinstance(wanted, str) else _ending(names, target)
+            hit = chosen if isinstance(wanted, str) else _ending(chosen, target)
             if not hit:
                 collected.add(
                     f"{where}.target_modules",
-                    expected="names that match linear layers of the base",
+                    expected=f"names that match {kind} of the base",
                     found=f"{target!r}, which matches none",
                     fix=did_you_mean(target, {*suffixes, *(name.rpartition(".")[2] for name in suffixes)}),
                 )
     if problems is None:
         collected.raise_if_any()
-    return names
+    return chosen
 
 
 def _ending(names: list[str], target: str) -> list[str]:
@@ -79,3 +95,10 @@ def _ending(names: list[str], target: str) -> list[str]:
 
 def _inside(name: str, modules: tuple[str, ...]) -> bool:
     return any(f".{module}." in f".{name}." for module in modules)
+
+
+def saved_whole(name: str, entries: Iterable[str]) -> bool:
+    """Whether a module is what `modules_to_save` means (its name ends so, as in PEFT), or inside that."""
+    parts = name.split(".")
+    outer = [".".join(parts[: count + 1]) for count in range(len(parts))]
+    return any(path.endswith(entry) for path in outer for entry in entries)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
@@ -88,7 +89,7 @@ class Slot:
         training = trial.training
         self.steps_per_epoch = math.ceil(len(lengths) / training.batch_size)
         self.total_steps = max(1, math.ceil(self.steps_per_epoch * training.epochs))
-        self.flat, self.grad, groups = _flatten(adapter, training.weight_decay)
+        self.flat, self.grad, groups = _flatten(adapter, training)
         self.best = self.flat.clone()
         fused = self.flat.device.type in ("cpu", "cuda")
         self.optimizer = torch.optim.AdamW(groups, lr=training.learning_rate, fused=fused)
@@ -152,6 +153,8 @@ class Slot:
         self.progress.step += 1
         self.progress.loss_sum += loss
         self.progress.loss_steps += 1
+        if self.adapter.on_step is not None:
+            self.adapter.on_step(self.progress.step, self.total_steps)
         self.consistent = True
 
     def record(
@@ -246,26 +249,34 @@ def _rates(scheduler: Any) -> list[float]:
     ]
 
 
-def _flatten(adapter: Adapter, weight_decay: float) -> tuple[Tensor, Tensor, list[dict[str, Any]]]:
-    """Move the adapter's parameters into one vector, those that decay first; same for the gradients.
+def _flatten(adapter: Adapter, training: TrainingConfig) -> tuple[Tensor, Tensor, list[dict[str, Any]]]:
+    """Move the adapter's parameters into one vector; same for the gradients.
 
-    Returns the vector, its gradient, and AdamW's parameter groups, which are views of both.
+    Returns the vector, its gradient, and AdamW's parameter groups, which are views of both: parameters that
+    share weight decay and learning rate lie together.
     """
-    names = sorted(adapter.parameters, key=lambda name: name in adapter.no_decay)
-    parameters = [adapter.parameters[name] for name in names]
-    flat = torch.cat([parameter.detach().reshape(-1).float() for parameter in parameters])
+
+    def kind(name: str) -> tuple[bool, bool]:
+        return name in adapter.no_decay, name in adapter.fast and training.loraplus_lr_ratio != 1
+
+    names = sorted(adapter.parameters, key=kind)
+    flat = torch.cat([adapter.parameters[name].detach().reshape(-1).float() for name in names])
     grad = torch.zeros_like(flat)
-    done = split = 0
-    for name, parameter in zip(names, parameters, strict=True):
-        stop = done + parameter.numel()
-        parameter.data = flat[done:stop].view(parameter.shape)
-        parameter.grad = grad[done:stop].view(parameter.shape)
-        done = stop
-        split = stop if name not in adapter.no_decay else split
-    groups = []
-    for start, stop, decay in ((0, split, weight_decay), (split, done, 0.0)):
-        if stop > start:
-            view = nn.Parameter(flat[start:stop])
-            view.grad = grad[start:stop]
-            groups.append({"params": [view], "weight_decay": decay})
+    groups, done = [], 0
+    for (bare, fast), together in itertools.groupby(names, key=kind):
+        start = done
+        for parameter in (adapter.parameters[name] for name in together):
+            stop = done + parameter.numel()
+            parameter.data = flat[done:stop].view(parameter.shape)
+            parameter.grad = grad[done:stop].view(parameter.shape)
+            done = stop
+        view = nn.Parameter(flat[start:done])
+        view.grad = grad[start:done]
+        groups.append(
+            {
+                "params": [view],
+                "weight_decay": 0.0 if bare else training.weight_decay,
+                "lr": training.learning_rate * (training.loraplus_lr_ratio if fast else 1),
+            }
+        )
     return flat, grad, groups
