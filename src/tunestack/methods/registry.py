@@ -10,6 +10,7 @@ from tunestack.methods.full import Full
 from tunestack.methods.ia3 import Ia3
 from tunestack.methods.layernorm import LayerNorm
 from tunestack.methods.lora import Lora
+from tunestack.methods.through_peft import families
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -23,6 +24,7 @@ METHODS: dict[str, Method] = {
         Full(),
     )
 }
+METHODS |= {method.name: method for method in families(METHODS.values())}
 
 
 def find_method(name: str) -> Method:

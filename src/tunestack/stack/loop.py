@@ -162,7 +162,8 @@ class Stack:
             labels = torch.from_numpy(_labels(encoded)[indices]).to(self.device)
             losses.append(self.work.task.loss(logits[span.start : span.stop], labels, slot.class_weights))
         total = torch.stack(losses)
-        total.sum().backward()
+        penalties = [slot.adapter.penalty() for slot in slots if slot.adapter.penalty is not None]
+        sum(penalties, total.sum()).backward()
         return [float(loss) for loss in total.detach().cpu()]
 
     def _forward(self, chosen: Sequence[tuple[Encoded, IntArray]], spans: Sequence[Span]) -> Tensor:
@@ -328,7 +329,8 @@ def _start(stack: Stack, trial: Trial, notify: Notify, checkpoints: Path | None)
 def _save(slots: Sequence[Slot], checkpoints: Path | None) -> None:
     """Write checkpoints; a trial that failed or is caught in the middle of a change keeps its last one."""
     for slot in slots:
-        if checkpoints is not None and slot.failure is None and slot.consistent:
+        resumable = slot.adapter.on_step is None and slot.consistent
+        if checkpoints is not None and slot.failure is None and resumable:
             slot.save(_checkpoint(checkpoints, slot))
 
 
