@@ -107,6 +107,23 @@ def test_another_configuration_in_the_folder_is_refused_and_named(tiny_data: Pat
     assert (tmp_path / "run" / "results.json").read_bytes() == kept
 
 
+def test_a_second_process_in_the_folder_is_refused_and_the_first_goes_on(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    values = runs.settings(tiny_data, output=str(tmp_path / "run"), methods=["lora", "majority"])
+    refused = []
+
+    def start_a_second(event: Event) -> None:
+        if event.kind == "evaluated" and not refused:
+            with pytest.raises(UserError, match="another process at work") as caught:
+                runs.compare(values)
+            refused.append(caught.value)
+
+    assert runs.compare(values, start_a_second).verdict is not None
+    assert refused
+    assert runs.compare(values).verdict is not None
+
+
 def test_changed_data_in_the_folder_is_refused(tiny_data: Path, tmp_path: Path) -> None:
     files = runs.write_data(tmp_path)
     values = runs.settings(tiny_data, output=str(tmp_path / "run"), data=files)

@@ -16,6 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 from tunestack.bases import attention
+from tunestack.bases.frozen import pack_linears
 from tunestack.bases.layout import LAYOUTS
 from tunestack.bases.sources import Source, load_tokenizer, resolve
 from tunestack.config import BaseConfig
@@ -96,7 +97,10 @@ class Base:
         # Where transformers chose another kernel, the model needs something that ours does not have.
         if self.device.type == "cpu" and model.config._attn_implementation == "sdpa":
             model.set_attn_implementation(attention.register())
-        model.config.use_cache = False  # keys and values of a whole batch that nobody reads again
+        # Keys and values of a whole batch that nobody reads again; T5's decoder has a config of its own.
+        for inner in model.modules():
+            if isinstance(inner, PreTrainedModel):
+                inner.config.use_cache = False
         if self.settings.gradient_checkpointing:
             recompute_blocks(model)
         model.eval()
@@ -105,6 +109,7 @@ class Base:
             [name for name in mismatched if not name.startswith(tuple(f"{one}." for one in head))]
         )
         fresh = _owners([*missing, *mismatched])
+        pack_linears(model, [*head, *fresh])
         return LoadedModel(model, tuple(head), frozenset(head if self.source.random else fresh))
 
     def _refuse_other_sizes(self, mismatched: list[str]) -> None:
@@ -162,6 +167,23 @@ def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
     return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+
+def keep_first_token(model: PreTrainedModel) -> None:
+    """Where nothing but the first token is read, let the last block work on no other after its attention.
+
+    Models whose layout does not tell are left alone.
+    """
+    row = LAYOUTS.get(model.config.model_type)
+    blocks = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if row is not None and row.mixing is not None and blocks:
+        mixing = blocks[-1].get_submodule(row.mixing)
+        mixing.forward = functools.partial(_first_token, mixing.forward)
+
+
+def _first_token(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    result = forward(*args, **kwargs)
+    return (result[0][:, :1], *result[1:]) if isinstance(result, tuple) else result[:, :1]
 
 
 def head_modules(model: nn.Module, model_type: str, fresh: Iterable[str] = ()) -> list[str]:

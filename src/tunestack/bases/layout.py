@@ -15,6 +15,8 @@ class Layout:
     attention_output, ffn_in, ffn_out: the other linears of a block.
     head: what a classification model adds to the plain one, trained in full by every method.
     position_offset: how many places of its table of positions a base leaves unused; None without a table.
+    mixing: the last module of a block in which tokens meet, where the classification head reads the first
+    token alone; None elsewhere.
     attention_in: the projection that gets attention's input and nothing else; None where query does.
     """
 
@@ -27,6 +29,7 @@ class Layout:
     head: tuple[str, ...] = ("score",)
     position_offset: int | None = None
     attention_in: str | None = None
+    mixing: str | None = None
 
     @property
     def attention_targets(self) -> list[str]:
@@ -43,6 +46,7 @@ _BERT = Layout(
     "output.dense",
     ("classifier",),
     0,
+    mixing="attention",
 )
 _ROBERTA = replace(_BERT, position_offset=2)
 _LLAMA = Layout("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")

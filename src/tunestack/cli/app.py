@@ -312,6 +312,64 @@ def predict(
 
 
 @app.command()
+def export(
+    path: Annotated[Path, typer.Argument(help="A run folder, a saved candidate, or a PEFT adapter.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="A new folder for it.", show_default=False)
+    ] = None,
+    candidate: Annotated[
+        str | None,
+        typer.Option(help="Of a run, another one than the verdict ships.", show_default=False),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Its seed. [default: the best on validation]", show_default=False)
+    ] = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="An adapter in its base's weights: a plain transformers folder.")
+    ] = False,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="float32, bfloat16, float16: weights of a merged or whole model.", show_default=False
+        ),
+    ] = None,
+    license: Annotated[
+        str | None, typer.Option(help="For the model card: apache-2.0, mit, ...", show_default=False)
+    ] = None,
+    to_hub: Annotated[
+        str | None,
+        typer.Option("--to-hub", help="Upload it to this repository on the Hub.", show_default=False),
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="In a private repository.")] = False,
+    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the base.")] = False,
+) -> None:
+    """Put what was trained into a folder to use elsewhere, or on the Hub, with a model card."""
+    with _told_to_users():
+        import tempfile
+
+        from tunestack.errors import Problem
+        from tunestack.export.folder import Options, export_candidate
+
+        if out is None and to_hub is None:
+            raise UserError(Problem("export", "--out FOLDER or --to-hub NAME", "neither", "Say where to."))
+        if private and to_hub is None:
+            raise UserError(Problem("--private", "--to-hub NAME", "none", "Folders here have no readers."))
+        repository = None
+        if to_hub is not None:
+            from tunestack.export.hub import check_access, upload
+
+            repository = check_access(to_hub)
+        options = Options(merge, dtype, license, trust_remote_code)
+        with tempfile.TemporaryDirectory() as spare:
+            target = Path(spare) / "export" if out is None else out
+            folder = export_candidate(path, target, candidate=candidate, seed=seed, options=options)
+            if out is not None:
+                _say(console, f"Exported: {folder}")
+            if repository is not None:
+                _say(console, f"Uploaded: {upload(folder, repository, private)}")
+
+
+@app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="A run folder with results.json.")],
 ) -> None:

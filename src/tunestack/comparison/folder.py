@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock, Timeout
 
 from tunestack.arrays import FloatArray
 from tunestack.choice import Description
@@ -54,6 +56,22 @@ class RunFolder:
         write_text(path / "config.yaml", to_yaml(plan.config.model_dump(mode="json")))
         write_json(path / "environment.json", environment())
         return cls(path, plan)
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes out meanwhile. Raises UserError where one is at work in this folder."""
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.checkpoints / "lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            found = "another process at work in it"
+            fix = "Wait for it or stop it; or choose another folder with --output."
+            raise UserError(Problem(str(self.path), "a run folder to oneself", found, fix)) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def finished(self, name: str, seed: int) -> SeedResult | None:
         """What a trial reached in an earlier run of the same command, if it finished."""

@@ -42,18 +42,19 @@ def run_comparison(config: CompareConfig, notify: Notify = lambda event: None) -
     """
     plan = make_plan(config)
     folder = RunFolder.open(plan)
-    for candidate in plan.candidates:
-        if isinstance(candidate, BaselineCandidate):
-            _run_baseline(candidate, plan, folder, notify)
-    for base in plan.bases:
-        _run_stack(base, plan, folder, notify)
-    for candidate in plan.candidates if config.measure_costs else []:
-        _measure(candidate, plan, folder, notify)
-    results = collect(plan, folder)
-    results.save(folder.path / "results.json")
-    write_leaderboard(results, folder.path / "leaderboard.md")
-    write_report(results, folder.path)
-    shutil.rmtree(folder.checkpoints, ignore_errors=True)  # all trials are done
+    with folder.alone():
+        for candidate in plan.candidates:
+            if isinstance(candidate, BaselineCandidate):
+                _run_baseline(candidate, plan, folder, notify)
+        for base in plan.bases:
+            _run_stack(base, plan, folder, notify)
+        for candidate in plan.candidates if config.measure_costs else []:
+            _measure(candidate, plan, folder, notify)
+        results = collect(plan, folder)
+        results.save(folder.path / "results.json")
+        write_leaderboard(results, folder.path / "leaderboard.md")
+        write_report(results, folder.path)
+        shutil.rmtree(folder.checkpoints, ignore_errors=True)  # all trials are done
     return results
 
 

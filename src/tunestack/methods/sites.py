@@ -87,7 +87,7 @@ def keep_mask(x: Tensor, p: float, span: Span, site: str) -> Tensor:
     shape = list(x.shape)
     token_axes = {3: (1,), 4: (2, 3)}.get(x.ndim, ())
     for axis in token_axes:
-        shape[axis] -= span.padding
+        shape[axis] = max(1, shape[axis] - span.padding)  # the last block may see one token alone
     count = math.prod(shape)
     generator = torch.Generator(x.device).manual_seed(stable_hash(span.noise, site))
     # 16 random bits an element, four elements a draw: several times faster than bernoulli_ on a CPU.
@@ -96,7 +96,7 @@ def keep_mask(x: Tensor, p: float, span: Span, site: str) -> Tensor:
     bits = draws.view(torch.int16)[:count].view(shape)
     keep = (bits >= round(p * 65536) - 32768).to(x.dtype)
     if span.padding and token_axes:
-        beyond = (0, span.padding)
+        beyond = (0, x.shape[token_axes[0]] - shape[token_axes[0]])
         keep = nn.functional.pad(keep, (0, 0, *beyond) if x.ndim == 3 else (*beyond, *beyond), value=1)
     return keep
 

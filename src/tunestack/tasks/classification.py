@@ -20,9 +20,13 @@ if TYPE_CHECKING:
 
 
 class SequenceClassification:
-    """What is solved: which of `label_names` a text has; weighted cross-entropy, argmax."""
+    """What is solved: which of `label_names` a text has; weighted cross-entropy, argmax.
+
+    reads_first_token: of models whose classification head reads the first token, nothing else is read.
+    """
 
     auto_class = AutoModelForSequenceClassification
+    reads_first_token = True
 
     def __init__(self, label_names: Sequence[str]) -> None:
         self.label_names = tuple(label_names)
