@@ -253,15 +253,19 @@ def _base_of(folder: Path, config: PeftConfig) -> BaseConfig:
     return BaseConfig(model=str(config.base_model_name_or_path), revision=config.revision)
 
 
+def method_of(folder: Path, config: PeftConfig) -> Method:
+    """The method that has this kind of config. Raises UserError where none has."""
+    methods = [method for method in METHODS.values() if not method.saves_whole_model]
+    for method in methods:
+        if type(config) is method.config_class:
+            return method
+    known = sorted({method.config_class.__name__ for method in methods})
+    expected = f"an adapter of a family that is known here ({', '.join(known)})"
+    raise UserError(Problem(str(folder), expected, type(config).__name__, "Load it with PEFT itself."))
+
+
 def _describe(folder: Path, config: PeftConfig, tensors: Mapping[str, Tensor], base: Base) -> Description:
     """What `tunestack.json` would say, as far as PEFT's files and the base tell."""
-    methods = [method for method in METHODS.values() if not method.saves_whole_model]
-    same = [method.name for method in methods if type(config) is method.config_class]
-    if not same:
-        known = sorted({method.config_class.__name__ for method in methods})
-        fix = "Load it with PEFT itself."
-        expected = f"an adapter of a family that is known here ({', '.join(known)})"
-        raise UserError(Problem(str(folder), expected, type(config).__name__, fix))
     count = _count_labels(tensors, base)
     if count < 2:
         fix = "Regression is not supported: load it with PEFT."
@@ -269,7 +273,7 @@ def _describe(folder: Path, config: PeftConfig, tensors: Mapping[str, Tensor], b
     known = list((base.config.id2label or {}).values())
     return Description(
         kind="method",
-        method=same[0],
+        method=method_of(folder, config).name,
         base=base.settings,
         label_names=known if len(known) == count else [f"LABEL_{index}" for index in range(count)],
     )

@@ -41,7 +41,9 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
+        mask = _umask()
+        for inner in (temporary, *temporary.rglob("*")):  # some libraries write for the owner alone
+            inner.chmod((0o777 if inner.is_dir() else 0o666) & ~mask)
         if path.is_dir():
             path.rmdir()
         temporary.replace(path)

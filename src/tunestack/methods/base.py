@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -214,8 +215,10 @@ class Method(ABC):
 
         model: the base with its weights, changed in place. For families that say that they merge.
         """
-        merged = get_peft_model(model, PeftConfig.from_pretrained(str(folder)))
-        loaded = merged.load_adapter(str(folder), "default")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of fields that PEFT sets right by itself
+            merged = get_peft_model(model, PeftConfig.from_pretrained(str(folder)))
+            loaded = merged.load_adapter(str(folder), "default")
         if wrong := [*loaded.missing_keys, *loaded.unexpected_keys]:
             raise RuntimeError(f"PEFT does not take {len(wrong)} tensors of {folder}, such as {wrong[0]}")
         plain: PreTrainedModel = merged.merge_and_unload(safe_merge=True)
@@ -263,7 +266,8 @@ def with_head(config: PeftConfig, head: Iterable[str]) -> PeftConfig:
     fields: Any = copy.deepcopy(config)
     if not hasattr(fields, "modules_to_save"):
         return config
-    wanted = [*head, *(fields.modules_to_save or [])]
+    own = fields.modules_to_save or []
+    wanted = [*head, *([own] if isinstance(own, str) else own)]
     fields.modules_to_save = list(dict.fromkeys(wanted))
     result: PeftConfig = fields
     return result

@@ -25,8 +25,18 @@ _COLOURS = {"ship": "bold green", "best": "bold blue", "tied": "blue", "failed":
 
 def write_leaderboard(results: Results, path: Path) -> None:
     """Write the verdict and the leaderboard as Markdown (a table as GitHub renders it), atomically."""
-    entries = standings(results)
-    write_text(path, "\n\n".join([_markdown_verdict(results), *_markdown_table(results, entries)]) + "\n")
+    table = markdown_table(results)
+    write_text(path, "\n\n".join([_markdown_verdict(results), *([table] if table else [])]) + "\n")
+
+
+def markdown_table(results: Results) -> str:
+    """The leaderboard alone, with its notes; empty where there is no candidate."""
+    return "\n\n".join(_markdown_table(results, standings(results)))
+
+
+def escaped(text: str) -> str:
+    """Any text as Markdown that shows it as it is, on one line."""
+    return text.translate(_MARKDOWN_SPECIAL)
 
 
 def verdict_sentence(results: Results) -> str:
@@ -38,8 +48,8 @@ def verdict_sentence(results: Results) -> str:
 
 
 def _markdown_verdict(results: Results) -> str:
-    sentence = verdict_sentence(results).translate(_MARKDOWN_SPECIAL)
-    ship = f"**Ship {results.verdict.ship.translate(_MARKDOWN_SPECIAL)}.** " if results.verdict else ""
+    sentence = escaped(verdict_sentence(results))
+    ship = f"**Ship {escaped(results.verdict.ship)}.** " if results.verdict else ""
     return f"# Leaderboard\n\n{ship}{sentence}"
 
 
@@ -71,21 +81,21 @@ def _markdown_table(results: Results, entries: list[Entry]) -> list[str]:
             formatting.rate(costs.inference_examples_per_second).removesuffix(" / s"),
             formatting.quantity(costs.trainable_parameters),
         ]
-        lines.append([cell.translate(_MARKDOWN_SPECIAL) for cell in cells])
+        lines.append([escaped(cell) for cell in cells])
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     note = (
         f"Scores: mean ± standard deviation over seeds, [{level(entries)} interval]. Differences: candidate "
         "minus best, paired on the same validation examples, p corrected for their number (Holm). "
         "Costs: one run of that candidate alone."
     )
-    return [table, note.translate(_MARKDOWN_SPECIAL), *_failure_notes(entries)]
+    return [table, escaped(note), *_failure_notes(entries)]
 
 
 def _failure_notes(entries: list[Entry]) -> list[str]:
     lines = [f"- {entry.name}, {failure}" for entry in entries for failure in entry.failures]
     if not lines:
         return []
-    return ["Did not finish:", "\n".join(f"- {line[2:].translate(_MARKDOWN_SPECIAL)}" for line in lines)]
+    return ["Did not finish:", "\n".join(f"- {escaped(line[2:])}" for line in lines)]
 
 
 def _score_cell(entry: Entry) -> str:
