@@ -50,7 +50,7 @@ class BottleneckPart(Part):
     that is not at hand at the layer itself.
     """
 
-    def __init__(self, config: BottleneckConfig, in_features: int, out_features: int, seed: int) -> None:
+    def __init__(self, config: BottleneckConfig, in_features: int, out_features: int) -> None:
         super().__init__()
         size = config.size(in_features)
         self.down = nn.Parameter(torch.zeros(size, in_features))
@@ -62,7 +62,6 @@ class BottleneckPart(Part):
         self.tap: Tap | None = None
         self.f = config.activation()
         self.p = config.adapter_dropout
-        initialise(config, self.down, self.up, torch.Generator().manual_seed(seed))
 
     def weights(self) -> tuple[Any, ...]:
         """What the adapter computes with, in the order of `_AddAdapters`."""
@@ -164,8 +163,8 @@ def _of_up(part: BottleneckPart, product: Tensor, total: Tensor) -> list[Tensor 
 
 
 def _sum(x: Tensor) -> Tensor:
-    """Over all tokens, in fp32."""
-    return x.sum(0, dtype=torch.float32)
+    """Over all tokens, in fp32 at least."""
+    return x.sum(0, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 def _drops(member: Member) -> bool:
@@ -230,8 +229,13 @@ class Bottleneck(Method):
         problems.raise_if_any()
         for outlet, inlet in places.items():
             sizes = _sizes(config, host.modules, outlet, inlet)
-            part = self.part(config, *sizes, stable_hash(seed, outlet))
-            part.to(next(host.modules[outlet].parameters()).device)
+            part = self.part(config, *sizes)
+            device = next(host.modules[outlet].parameters()).device
+            if device.type != "meta":
+                initialise(
+                    config, part.down, part.up, torch.Generator().manual_seed(stable_hash(seed, outlet))
+                )
+            part.to(device)
             if inlet is not None:
                 part.tap = Tap()
                 host.place(inlet, slot, part.tap)
