@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tunestack.arrays import FloatArray, IntArray
 from tunestack.bases import Base
-from tunestack.bases.base import LoadedModel
+from tunestack.bases.base import LoadedModel, keep_first_token
 from tunestack.data.batches import evaluation_batches
 from tunestack.data.encode import Encoded, pad
 from tunestack.methods.base import with_head
@@ -96,6 +96,8 @@ class Stack:
 
     def __init__(self, work: Workload, loaded: LoadedModel, autocast: bool = False) -> None:
         self.work = work
+        if work.task.reads_first_token:
+            keep_first_token(loaded.model)
         self.host = Host(loaded.model, loaded.head, loaded.fresh, work.base.tokenizer)
         self.device = work.base.device
         self.width: int | None = None
