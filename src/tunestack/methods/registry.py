@@ -10,6 +10,7 @@ from tunestack.methods.full import Full
 from tunestack.methods.ia3 import Ia3
 from tunestack.methods.layernorm import LayerNorm
 from tunestack.methods.lora import Lora
+from tunestack.methods.prefix import Prefix, PTuningV2
 from tunestack.methods.through_peft import families
 
 METHODS: dict[str, Method] = {
@@ -21,6 +22,8 @@ METHODS: dict[str, Method] = {
         Ia3(),
         BitFit(),
         LayerNorm(),
+        Prefix(),
+        PTuningV2(),
         Full(),
     )
 }

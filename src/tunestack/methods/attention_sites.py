@@ -1,0 +1,323 @@
+"""How learned keys and values get into a model's attention.
+
+Two ways, both with the unchanged modelling code. Models that take a cache get one which holds the prefixes;
+that is what PEFT does. Encoders that take none call transformers' attention registry, where a function of
+ours puts the prefixes before a layer's own keys and values.
+
+Rows of one batch have prefixes of different lengths, or none. All get as many places as the longest prefix;
+a row's own prefix lies in the last of them, beside its text, and the others are masked.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from tunestack.methods.sites import SharedInputError, Span
+
+NAME = "tunestack_prefix"
+ARGUMENT = "tunestack_prefixes"
+"""Models hand keywords that they do not know down to their attention."""
+
+
+@dataclass(frozen=True)
+class KeyValueSizes:
+    """Of a model's keys and values. heads: fewer than the queries' where several queries share a key."""
+
+    layers: int
+    heads: int
+    head_dim: int
+
+    @property
+    def width(self) -> int:
+        """Numbers in one layer's key of one token."""
+        return self.heads * self.head_dim
+
+    @classmethod
+    def of(cls, config: PretrainedConfig) -> KeyValueSizes:
+        """As the model's config has them. Raises AttributeError for a config that does not say."""
+        text: Any = config.get_text_config()
+        queries = text.num_attention_heads
+        heads = getattr(text, "num_key_value_heads", None) or queries
+        head_dim = getattr(text, "head_dim", None) or text.hidden_size // queries
+        return cls(text.num_hidden_layers, heads, head_dim)
+
+
+class Prefixes:
+    """The prefixes of the present batch, row by row.
+
+    tables: of each span with a prefix, [places, layers x 2 x width]: key and value of layer 0, of layer 1...
+    lengths: how many places each row's own prefix has, [rows].
+    """
+
+    def __init__(self, tables: Sequence[tuple[Span, Tensor]], sizes: KeyValueSizes, rows: int) -> None:
+        device = tables[0][1].device
+        self.sizes = sizes
+        self.places = max(len(table) for _, table in tables)
+        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
+        self._pieces: list[tuple[int, Tensor | None]] = []
+        done = 0
+        for span, table in tables:
+            self.lengths[span.start : span.stop] = len(table)
+            states = table.view(len(table), sizes.layers, 2, sizes.heads, sizes.head_dim)
+            states = nn.functional.pad(
+                states.permute(1, 2, 3, 0, 4), (0, 0, self.places - len(table), 0)
+            )  # [layers, 2, heads, places, head_dim]
+            self._pieces += [(span.start - done, None), (span.stop - span.start, states)]
+            done = span.stop
+        self._pieces.append((rows - done, None))
+
+    @property
+    def shared(self) -> bool:
+        """Whether rows of several slots are in the batch."""
+        return sum(count > 0 for count, _ in self._pieces) > 1
+
+    @functools.cached_property
+    def open(self) -> Tensor:
+        """Which places a row's tokens may look at: [rows, places]."""
+        places = torch.arange(self.places, device=self.lengths.device)
+        return places >= self.places - self.lengths[:, None]
+
+    def before(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """A layer's keys and values [rows, heads, tokens, head_dim] with the prefixes before them."""
+        return self._before(layer, 0, key), self._before(layer, 1, value)
+
+    def _before(self, layer: int, which: int, own: Tensor) -> Tensor:
+        shape = (own.shape[1], self.places, own.shape[3])
+        learned = [
+            (own.new_zeros(shape) if states is None else states[layer, which].to(own.dtype)).expand(
+                count, *shape
+            )
+            for count, states in self._pieces
+            if count
+        ]
+        return torch.cat([torch.cat(learned), own], dim=2)
+
+    def masked(self, mask: Tensor | None, query: Tensor) -> Tensor:
+        """An attention's mask with the prefixes' places before the tokens'.
+
+        mask: [rows or 1, 1, queries or 1, tokens], added to the scores or true where open; None where all is
+        open. query: [rows, heads, queries, head_dim].
+        """
+        if mask is None:
+            mask = query.new_zeros(1, 1, 1, query.shape[2])
+        closed = torch.finfo(mask.dtype).min if mask.is_floating_point() else 0
+        open_ = self.open[:, None, None]
+        own = open_ if mask.dtype == torch.bool else mask.new_zeros(open_.shape).masked_fill(~open_, closed)
+        rows = query.shape[0]
+        return torch.cat([own.expand(rows, *mask.shape[1:3], -1), mask.expand(rows, -1, -1, -1)], dim=-1)
+
+
+class Way(ABC):
+    """How prefixes get into the attention of one model.
+
+    moves_text: whether a text's positions begin after its prefix's.
+    """
+
+    moves_text: ClassVar[bool]
+
+    @abstractmethod
+    def arguments(self, batch: dict[str, Any], prefixes: Prefixes) -> dict[str, Any]:
+        """What the model is called with."""
+
+    @abstractmethod
+    def open(self, model: PreTrainedModel) -> None:
+        """Make the model ready, if it is not yet."""
+
+    @abstractmethod
+    def close(self, model: PreTrainedModel) -> None:
+        """Leave the model as it was before the first prefix came."""
+
+
+def find_way(model: PreTrainedModel) -> Way | None:
+    """How prefixes get into this model, None where they cannot."""
+    backbone: Any = model.base_model
+    takes = inspect.signature(type(backbone).forward).parameters
+    if "past_key_values" in takes and not model.config.is_encoder_decoder:
+        counts = "position_ids" in takes and not _positions_from_mask(backbone)
+        return ThroughCache(counts, _position_padding(backbone), _longest_mask(backbone))
+    encoder: nn.Module = backbone.get_encoder() if model.config.is_encoder_decoder else backbone
+    modules = [module for module in encoder.modules() if _asks_registry(type(module))]
+    if len(modules) != KeyValueSizes.of(model.config).layers:
+        return None
+    return ThroughRegistry({module: layer for layer, module in enumerate(modules)})
+
+
+def _position_padding(backbone: nn.Module) -> int | None:
+    """The entry of the table of positions that stands for padding, in models that count from it (RoBERTa)."""
+    for name, module in backbone.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            return module.padding_idx
+    return None
+
+
+def _positions_from_mask(backbone: nn.Module) -> bool:
+    """Whether the table of positions counts the open places of the mask itself (OPT)."""
+    tables = [type(module).forward for module in backbone.modules() if isinstance(module, nn.Embedding)]
+    return any("attention_mask" in inspect.signature(forward).parameters for forward in tables)
+
+
+def _longest_mask(backbone: nn.Module) -> float:
+    """Places in the causal mask that the model keeps (GPT-Neo); most models make theirs to measure."""
+    masks = [buffer for buffer in backbone.buffers() if buffer.dtype == torch.bool and buffer.ndim == 4]
+    return min((mask.shape[-1] for mask in masks), default=math.inf)
+
+
+def _asks_registry(kind: type[nn.Module]) -> bool:
+    """Whether modules of this class look their attention up in transformers' registry."""
+    code = getattr(inspect.unwrap(kind.forward), "__code__", None)
+    return code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names
+
+
+class ThroughCache(Way):
+    """`past_key_values` that hold the prefixes, as PEFT has it.
+
+    A text's positions begin after its own prefix, whose keys are not rotated.
+    takes_positions: whether the model needs `position_ids`; others count the open places of the mask.
+    padding: the position that stands for padding; the others follow it. longest: most places in all.
+    """
+
+    moves_text = True
+
+    def __init__(self, takes_positions: bool, padding: int | None, longest: float) -> None:
+        self.takes_positions = takes_positions
+        self.padding = padding
+        self.longest = longest
+
+    def arguments(self, batch: dict[str, Any], prefixes: Prefixes) -> dict[str, Any]:
+        """The batch with a cache, a mask over cache and tokens, and each row's positions.
+
+        Raises SharedInputError where one slot's prefix and another's texts are too long together.
+        """
+        mask = batch["attention_mask"]
+        if prefixes.shared and prefixes.places + mask.shape[1] > self.longest:
+            raise SharedInputError("a prefix and the longest text of the batch fill the model's causal mask")
+        layers: list[Any] = [_PrefixLayer(prefixes, layer) for layer in range(prefixes.sizes.layers)]
+        changed = {
+            **batch,
+            "past_key_values": Cache(layers=layers),
+            "attention_mask": torch.cat([prefixes.open.to(mask.dtype), mask], dim=1),
+        }
+        if self.takes_positions:
+            # Padding stays where it is: company may have made the row as long as the table already.
+            changed["position_ids"] = self._positions(batch) + prefixes.lengths[:, None] * mask
+        return changed
+
+    def open(self, model: PreTrainedModel) -> None:
+        """Nothing to prepare."""
+
+    def close(self, model: PreTrainedModel) -> None:
+        """Nothing to undo."""
+
+    def _positions(self, batch: dict[str, Any]) -> Tensor:
+        """The tokens' positions without a prefix."""
+        if "position_ids" in batch:
+            given: Tensor = batch["position_ids"]
+            return given
+        mask = batch["attention_mask"]
+        if self.padding is None:
+            return torch.arange(mask.shape[1], device=mask.device)
+        text: Tensor = batch["input_ids"].ne(self.padding).long()
+        return text.cumsum(1) * text + self.padding
+
+
+class _PrefixLayer(CacheLayerMixin):
+    """One layer of a cache that gives its prefixes and keeps nothing, for a recomputed forward must find it
+    as the first one did.
+    """
+
+    def __init__(self, prefixes: Prefixes, layer: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.prefixes = prefixes
+        self.layer = layer
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing is kept."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """The keys and values that the tokens attend to."""
+        return self.prefixes.before(self.layer, key_states, value_states)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """How many columns the mask has, and where they begin."""
+        return self.prefixes.places + query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Places before the tokens."""
+        return self.prefixes.places
+
+    def get_max_length(self) -> int:
+        """No limit."""
+        return -1
+
+
+class ThroughRegistry(Way):
+    """An attention function that puts the prefixes before the model's own keys and values.
+
+    For encoders without a cache (DistilBERT, ModernBERT) and the encoder of T5. Positions stay as they are;
+    a prefix is seen from everywhere, beyond local windows too, and has no relative position (T5's bias is 0).
+    layers: the model's attention modules, and which layer's prefix is theirs.
+    """
+
+    moves_text = False
+
+    def __init__(self, layers: Mapping[nn.Module, int]) -> None:
+        self.layers = layers
+
+    def arguments(self, batch: dict[str, Any], prefixes: Prefixes) -> dict[str, Any]:
+        """The batch with the prefixes as a keyword, which the model hands down to its attention."""
+        return {**batch, ARGUMENT: (prefixes, self.layers)}
+
+    def open(self, model: PreTrainedModel) -> None:
+        """Put our function before the attention that the model uses."""
+        used = model.config._attn_implementation
+        if used.startswith(NAME):
+            return
+        AttentionInterface.register(NAME + used, functools.partial(_attention, used))
+        AttentionMaskInterface.register(NAME + used, AttentionMaskInterface()[used])
+        model.set_attn_implementation(NAME + used)
+
+    def close(self, model: PreTrainedModel) -> None:
+        """Give the model its own attention back."""
+        model.set_attn_implementation(model.config._attn_implementation.removeprefix(NAME))
+
+
+def _attention(
+    used: str,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    tunestack_prefixes: tuple[Prefixes, Mapping[nn.Module, int]] | None = None,
+    position_bias: Tensor | None = None,
+    **kwargs: Any,
+) -> Any:
+    """The attention called `used`, with prefixes where the batch brings some and the module has a layer.
+
+    query, key, value: [rows, heads, tokens, head_dim].
+    """
+    prefixes, layers = tunestack_prefixes or (None, {})
+    if prefixes is not None and module in layers:
+        key, value = prefixes.before(layers[module], key, value)
+        attention_mask = prefixes.masked(attention_mask, query)
+        if position_bias is not None:
+            position_bias = nn.functional.pad(position_bias, (prefixes.places, 0))
+    if position_bias is not None:
+        kwargs["position_bias"] = position_bias
+    eager = vars(sys.modules[type(module).__module__])["eager_attention_forward"]
+    attend = AttentionInterface().get_interface(used, eager)
+    return attend(module, query, key, value, attention_mask, **kwargs)

@@ -1,0 +1,224 @@
+"""Prefix tuning (Li & Liang, 2021, arXiv:2101.00190) and p-tuning v2 (Liu et al., 2022, arXiv:2110.07602).
+
+n learned keys and values stand before those of the text in the attention of every layer:
+
+    softmax(q [P_k; K]^T / sqrt(d)) [P_v; V]
+
+All of them are one table [n, layers x 2 x width], in which 2 i is layer i's key and 2 i + 1 its value.
+P-tuning v2 learns the table itself. Prefix tuning learns a small one and an MLP that makes the large one of
+it, and saves the large one.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from peft import PeftConfig, PrefixTuningConfig
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from tunestack.bases.base import head_modules
+from tunestack.bases.layout import LAYOUTS
+from tunestack.errors import Problems
+from tunestack.methods.attention_sites import KeyValueSizes, Prefixes, Way, find_way
+from tunestack.methods.base import (
+    PROMPT_PREFIX,
+    Adapter,
+    Method,
+    attach_copies,
+    check_whole_modules,
+    decays,
+)
+from tunestack.methods.sites import Host, Member, Part, stable_hash
+
+SAVED = "prompt_embeddings"
+START = 0.02
+
+
+class PrefixPart(Part):
+    """One slot's prefixes, fp32: the table [n, layers x 2 x width], or what makes it.
+
+    encoder_hidden_size: of the MLP, None without one: W2 tanh(W1 e + b1) + b2 with e [n, width].
+    """
+
+    def __init__(self, n: int, sizes: KeyValueSizes, encoder_hidden_size: int | None, way: Way) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.way = way
+        numbers = sizes.layers * 2 * sizes.width
+        self.hidden: nn.Linear | None = None
+        if encoder_hidden_size is None:
+            self.embedding = nn.Parameter(torch.empty(n, numbers))
+        else:
+            self.embedding = nn.Parameter(torch.empty(n, sizes.width))
+            self.hidden = nn.Linear(sizes.width, encoder_hidden_size)
+            self.output = nn.Linear(encoder_hidden_size, numbers)
+
+    @torch.no_grad()
+    def initialise(self, kind: str | None, seed: int) -> None:
+        """The table from N(0, START^2); with an MLP as PEFT: e from N(0, 1), the rest from U(-a, a), a = 1 /
+        sqrt(inputs). kind "zero": the table, or the MLP's last layer, is zero.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        last: list[Tensor] = [self.embedding]
+        self.embedding.normal_(0, START if self.hidden is None else 1, generator=generator)
+        if self.hidden is not None:
+            for layer in (self.hidden, self.output):
+                last = [layer.weight, layer.bias]
+                for parameter in last:
+                    bound = 1 / math.sqrt(layer.in_features)
+                    parameter.uniform_(-bound, bound, generator=generator)
+        if kind == "zero":
+            for parameter in last:
+                parameter.zero_()
+
+    def table(self) -> Tensor:
+        """All layers' keys and values, [n, layers x 2 x width]."""
+        if self.hidden is None:
+            return self.embedding
+        made: Tensor = self.output(torch.tanh(self.hidden(self.embedding)))
+        return made
+
+    @classmethod
+    def arguments(cls, batch: dict[str, Any], members: Sequence[Member]) -> dict[str, Any]:
+        """Bring the members' prefixes into the model's attention."""
+        first = members[0].part
+        tables = [(member.span, member.part.table()) for member in members]
+        prefixes = Prefixes(tables, first.sizes, batch["attention_mask"].shape[0])
+        changed: dict[str, Any] = first.way.arguments(batch, prefixes)
+        return changed
+
+    def removed(self, host: Host) -> None:
+        """The last one gives the model its own attention back."""
+        left = [part for parts in host.entrance.values() for part in parts]
+        if not any(isinstance(part, PrefixPart) for part in left):
+            self.way.close(host.model)  # type: ignore[arg-type]
+
+
+class Prefix(Method):
+    """Prefix tuning with `peft.PrefixTuningConfig`."""
+
+    name = "prefix"
+    summary = "keys and values before every layer's own, made by an MLP"
+    starts_as_base = False
+    config_class = PrefixTuningConfig
+    training_defaults: ClassVar[dict[str, Any]] = {"learning_rate": 1e-3}
+
+    def defaults(self, model_type: str) -> dict[str, Any]:
+        """"""
+        return {"num_virtual_tokens": 20, "prefix_projection": True}
+
+    def check(self, config: PeftConfig, model: PreTrainedModel) -> None:
+        """Refuse models whose attention prefixes cannot reach, no places or too many, sizes that are not the
+        model's.
+        """
+        assert isinstance(config, PrefixTuningConfig)
+        problems = Problems()
+        head = head_modules(model, model.config.model_type)
+        check_whole_modules(config, model, head, self.name, problems)
+        way = find_way(model)
+        if way is None:
+            problems.add(
+                self.name,
+                expected="a base that takes a cache, or asks transformers' registry for its attention",
+                found=f"{type(model).__name__}, which computes attention itself",
+                fix="Use lora, series, parallel, prompt or p-tuning on this base.",
+            )
+        else:
+            self._check_sizes(config, model, problems)
+            room = _table_of_positions(model.config) if way.moves_text else math.inf
+            if not 1 <= (config.num_virtual_tokens or 0) < room:
+                limit = "" if room == math.inf else f", less than the base's {room} positions"
+                problems.add(
+                    f"{self.name}.num_virtual_tokens",
+                    expected=f"a whole number from 1{limit}",
+                    found=str(config.num_virtual_tokens),
+                    fix="5 to 100 are usual.",
+                )
+        problems.raise_if_any()
+
+    def _check_sizes(self, config: PrefixTuningConfig, model: PreTrainedModel, problems: Problems) -> None:
+        own = with_sizes(config, model.config)
+        for field in ("num_layers", "token_dim", "num_attention_heads", "num_transformer_submodules"):
+            given, needed = getattr(config, field), getattr(own, field)
+            if given not in (None, needed):
+                problems.add(
+                    f"{self.name}.{field}",
+                    expected=f"{needed}, of the base's keys and values",
+                    found=str(given),
+                    fix="Leave it out: it follows from the base.",
+                )
+        if config.prefix_projection and own.encoder_hidden_size < 1:
+            problems.add(
+                f"{self.name}.encoder_hidden_size",
+                expected="at least 1",
+                found=str(own.encoder_hidden_size),
+                fix="Leave it out: the width of the base's keys is usual.",
+            )
+
+    def attach(self, config: PeftConfig, host: Host, slot: int, seed: int) -> Adapter:
+        """Place the prefixes at the model's entrance, and the slot's own head."""
+        assert isinstance(config, PrefixTuningConfig)
+        model: Any = host.model
+        way = find_way(model)
+        assert way is not None  # `check` has seen to it
+        own = with_sizes(config, model.config)
+        mlp = own.encoder_hidden_size if own.prefix_projection and not own.inference_mode else None
+        part = PrefixPart(own.num_virtual_tokens, KeyValueSizes.of(model.config), mlp, way)
+        part.initialise(own.init_weights, stable_hash(seed, SAVED))
+        part.to(model.device)
+        way.open(model)
+        host.place("", slot, part)
+        adapter = Adapter(positions=own.num_virtual_tokens if way.moves_text else 0)
+        if mlp is None:
+            adapter.add(SAVED, part.embedding)
+        else:
+            for name, parameter in part.named_parameters():
+                adapter.add(f"prompt_encoder.{name}", parameter, decay=decays(name, parameter))
+            adapter.training_only = set(adapter.parameters)
+            adapter.derived = {SAVED: part.table}
+        attach_copies(config, host, slot, seed, adapter, PROMPT_PREFIX)
+        return adapter
+
+    def save(self, folder: Path, config: PeftConfig, adapter: Adapter, host: Host, base: str) -> None:
+        """As PEFT, with the sizes that it needs to load it."""
+        model: Any = host.model
+        super().save(folder, with_sizes(config, model.config), adapter, host, base)
+
+
+class PTuningV2(Prefix):
+    """P-tuning v2: prefix tuning without the MLP."""
+
+    name = "p-tuning-v2"
+    summary = "keys and values before every layer's own"
+
+    def defaults(self, model_type: str) -> dict[str, Any]:
+        """"""
+        return {"num_virtual_tokens": 20}
+
+
+def with_sizes(config: PeftConfig, model_config: PretrainedConfig) -> Any:
+    """The config with the sizes of the base's keys and values, in the fields that PEFT has for them."""
+    sizes = KeyValueSizes.of(model_config)
+    full: Any = copy.deepcopy(config)
+    full.num_layers = sizes.layers
+    full.num_attention_heads = sizes.heads
+    full.token_dim = sizes.width
+    full.num_transformer_submodules = 1
+    if full.encoder_hidden_size is None:
+        full.encoder_hidden_size = sizes.width
+    return full
+
+
+def _table_of_positions(config: PretrainedConfig) -> float:
+    """How many tokens the base's table of positions has room for."""
+    row = LAYOUTS.get(config.model_type)
+    positions = getattr(config, "max_position_embeddings", None)
+    if row is None or row.position_offset is None or positions is None:
+        return math.inf
+    return int(positions) - row.position_offset
