@@ -36,10 +36,10 @@ def calm_base(folder: Path, kind: str, **settings: Any) -> Base:
 def open_slot(
     base: Base, seed: int = 3, method: str = "lora", **fields: Any
 ) -> tuple[Stack, Slot, nn.Module]:
-    """A stack with one slot, and a copy of the base's model from before."""
+    """A stack with one slot, and the base's plain model."""
     work = tiny.workload(base)
     loaded = base.load_model(work.task.auto_class, work.task.model_config(base))
-    plain = copy.deepcopy(loaded.model)
+    plain = base.load_model(work.task.auto_class, work.task.model_config(base)).model
     plain.set_attn_implementation("eager")
     stack = Stack(work, loaded)
     trial = tiny.trial(base, "one", seed, method, batch_size=4, max_grad_norm=0, **fields)
@@ -130,6 +130,27 @@ def assert_equals_peft(
             torch.testing.assert_close(merged(**batch).logits, logits, rtol=1e-4, atol=1e-5)
 
 
+def assert_bf16_comes_close(folder: Path, kind: str, method: str, **fields: Any) -> None:
+    """On a base in bf16, weights stay fp32, and outputs and gradients are fp32's but for rounding."""
+    results = []
+    path = tiny.write_config(folder, kind)
+    for dtype in ("float32", "bfloat16"):
+        base = tiny.open_base(f"random:{path}", dtype=dtype)
+        stack, slot, _ = open_slot(base, method=method, **fields)
+        if results:
+            slot.flat.copy_(results[0][2])
+        else:
+            disturb(slot)
+        batch, _ = batch_of(slot, stack)
+        logits = logits_of(stack, slot, batch).float()
+        stack._backward([slot])
+        assert slot.flat.dtype == slot.grad.dtype == torch.float32
+        results.append((logits, slot.grad.clone(), slot.flat.clone()))
+    (exact, gradient, _), (rounded, theirs, _) = results
+    assert float((exact - rounded).abs().max()) < 0.1 * max(1.0, float(exact.abs().max()))
+    assert float(nn.functional.cosine_similarity(gradient, theirs, dim=0)) > 0.99
+
+
 LOAD = """
 import json, sys
 import torch
@@ -150,17 +171,18 @@ json.dump(results, open(sys.argv[2], "w"))
 """
 
 
-def assert_loads_in_plain_peft(folder: Path, cases: dict[str, tuple[str, bool, str, dict[str, Any]]]) -> None:
+def assert_loads_in_plain_peft(folder: Path, cases: list[tuple[str, bool, str, dict[str, Any]]]) -> None:
     """What is saved gives the same logits in PEFT, in a fresh process without us, and here when read again.
 
-    cases: by name, the kind of base, whether its checkpoint has a head, the method, its fields.
+    cases: the kind of base, whether its checkpoint has a head, the method, its fields.
     """
     places, expected = {}, {}
-    for name, (kind, head, method, fields) in cases.items():
-        place = folder / name.replace(" ", "-")
+    for index, (kind, head, method, fields) in enumerate(cases):
+        name = f"{index}-{kind}-{method}"
+        place = folder / name
         place.mkdir()
         saved = tiny.save_base(place, kind, head=head)
-        stack, slot, _ = open_slot(tiny.open_base(str(saved)), seed=len(name), method=method, **fields)
+        stack, slot, _ = open_slot(tiny.open_base(str(saved)), seed=index, method=method, **fields)
         disturb(slot)
         save(place / "adapter", stack, slot)
         batch, _ = batch_of(slot, stack)

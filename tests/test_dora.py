@@ -10,8 +10,10 @@ import torch
 from peft.optimizers import create_loraplus_optimizer
 from torch import nn
 
+import runs
 import tiny
 from oracle import (
+    assert_bf16_comes_close,
     assert_equals_peft,
     batch_of,
     calm_base,
@@ -20,10 +22,12 @@ from oracle import (
     reference,
     saved_name,
 )
+from tunestack.comparison.plan import make_plan
+from tunestack.config import CompareConfig
 from tunestack.errors import UserError
 from tunestack.methods.dora import DoraPart
-from tunestack.methods.registry import find_method
 from tunestack.methods.sites import Member, Span, dropout
+from tunestack.settings import validated
 
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("bert", {}),
@@ -97,6 +101,11 @@ def test_dropout_is_the_formulas(bias: bool) -> None:
             torch.testing.assert_close(parameter.grad.double(), own[name].grad, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("p", [0.0, 0.2])
+def test_in_bf16(tmp_path: Path, p: float) -> None:
+    assert_bf16_comes_close(tmp_path, "bert", "lora", use_dora=True, bias="all", lora_dropout=p)
+
+
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "llama"])
 def test_a_stack_with_lora_equals_solo_runs(tmp_path: Path, kind: str) -> None:
     base = tiny.random_base(tmp_path, kind)
@@ -156,12 +165,18 @@ def test_lora_plus_steps_as_pefts_optimizer(tmp_path: Path, fields: dict[str, An
     assert max(moved[name] for name in moved if "lora_B" in name) > 2e-3 * 16
 
 
-def test_lora_plus_is_refused_where_it_would_be_ignored(tmp_path: Path) -> None:
-    training = tiny.trial(tiny.random_base(tmp_path, "bert"), "one", loraplus_lr_ratio=4).training
-    find_method("lora").check_training(training)
-    for name in ("ia3", "bitfit", "layernorm", "full"):
-        with pytest.raises(UserError, match=rf"{name}.training.loraplus_lr_ratio"):
-            find_method(name).check_training(training)
+def test_lora_plus_is_refused_where_it_would_be_ignored(tiny_data: Path) -> None:
+    values = runs.settings(tiny_data, training={"loraplus_lr_ratio": 4}, methods=["lora", "full", "ia3"])
+    with pytest.raises(UserError) as caught:
+        make_plan(validated(CompareConfig, values))
+    places = [problem.where for problem in caught.value.problems]
+    assert places == [
+        f"methods.{i}: {name}.training.loraplus_lr_ratio" for i, name in ((1, "full"), (2, "ia3"))
+    ]
+    values["training"] = {}
+    values["methods"] = [{"method": "lora", "training": {"loraplus_lr_ratio": 4}}, "full", "ia3"]
+    ratios = [c.training.loraplus_lr_ratio for c in make_plan(validated(CompareConfig, values)).candidates]
+    assert ratios == [4, 1, 1]
 
 
 def test_lora_plus_survives_a_checkpoint(tmp_path: Path) -> None:
