@@ -10,7 +10,9 @@ from tunestack.methods.full import Full
 from tunestack.methods.ia3 import Ia3
 from tunestack.methods.layernorm import LayerNorm
 from tunestack.methods.lora import Lora
+from tunestack.methods.p_tuning import PTuning
 from tunestack.methods.prefix import Prefix, PTuningV2
+from tunestack.methods.prompt import PromptTuning
 from tunestack.methods.through_peft import families
 
 METHODS: dict[str, Method] = {
@@ -24,6 +26,8 @@ METHODS: dict[str, Method] = {
         LayerNorm(),
         Prefix(),
         PTuningV2(),
+        PromptTuning(),
+        PTuning(),
         Full(),
     )
 }
