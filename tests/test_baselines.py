@@ -16,15 +16,16 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import f1_score
+from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
+from sklearn.metrics import f1_score, log_loss
+from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import AutoModelForSequenceClassification
 
 from tunestack.baselines.base import Baseline, Fitted, read_saved
 from tunestack.baselines.linear_probe import Encoder, FeatureCache, LinearProbe
-from tunestack.baselines.logistic import LogisticOptions, fit_logistic
+from tunestack.baselines.logistic import STRENGTHS, Logistic, LogisticOptions, fit_logistic
 from tunestack.baselines.registry import BASELINES, find_baseline
 from tunestack.bases import Base, load_base
 from tunestack.config import BaseConfig
@@ -245,6 +246,41 @@ def test_the_probe_is_scikit_learns_pipeline_on_the_features(tmp_path: Path) -> 
     expected = pipeline.predict_proba(encoder.features(NEW, NEW_PAIRS, 512).astype(np.float64))
     np.testing.assert_allclose(fitted.probabilities(NEW, NEW_PAIRS), expected, atol=1e-9)
     assert not np.allclose(fitted.probabilities(NEW, NEW_PAIRS), fitted.probabilities(NEW, NEW))
+
+
+def test_the_penalty_is_chosen_where_many_features_meet_few_rows() -> None:
+    """Against scikit-learn's own search; and noise is held back that C = 1 would learn by heart."""
+    random = np.random.default_rng(5)
+    labels = random.integers(0, 2, 120)
+    features = random.normal(size=(120, 90))
+    features[:, 0] += 2 * labels
+    other = random.integers(0, 2, 2000)
+    unseen = random.normal(size=(2000, 90))
+    unseen[:, 0] += 2 * other
+    chosen = fit_logistic(features, labels, 2, LogisticOptions(C=None))
+    search = LogisticRegressionCV(
+        Cs=STRENGTHS,
+        cv=StratifiedKFold(5, shuffle=True, random_state=0),
+        scoring="neg_log_loss",
+        class_weight="balanced",
+        max_iter=1000,
+        l1_ratios=(0,),
+        use_legacy_attributes=False,
+    ).fit(features, labels)
+    np.testing.assert_allclose(chosen.coef, search.coef_, atol=1e-3)
+    loose = fit_logistic(features, labels, 2, LogisticOptions(C=1.0))
+
+    def loss(model: Logistic) -> float:
+        return float(log_loss(other, model.probabilities(unseen)))
+
+    assert loss(chosen) < 0.8 * loss(loose)
+
+
+def test_a_class_with_one_example_leaves_the_penalty_as_it_is() -> None:
+    features = np.random.default_rng(1).normal(size=(9, 3))
+    labels = np.array([0] * 8 + [1])
+    chosen = fit_logistic(features, labels, 2, LogisticOptions(C=None))
+    np.testing.assert_array_equal(chosen.coef, fit_logistic(features, labels, 2, LogisticOptions(C=1.0)).coef)
 
 
 def test_the_probe_counts_the_base_without_its_head(tmp_path: Path) -> None:

@@ -35,7 +35,13 @@ BATCH_TOKENS = 8192
 
 
 class LinearProbeOptions(LogisticOptions):
-    """scikit-learn's fields of LogisticRegression, and how much of a text is read."""
+    """scikit-learn's fields of LogisticRegression, and how much of a text is read.
+
+    Features are many and rows often few, so the penalty is chosen by cross-validation unless it is given.
+    """
+
+    C: float | None = Field(default=None, gt=0)
+    """Inverse strength of the L2 penalty; none: chosen on the training rows, by cross-validation."""
 
     max_length: int = Field(default=512, ge=4)
     """Longest input in tokens; longer ones are cut."""

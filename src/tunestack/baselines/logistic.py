@@ -14,13 +14,16 @@ from tunestack.config import Settings
 from tunestack.errors import Problem, UserError
 
 NAMES = ("coef", "intercept", "classes")
+STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+"""What C is chosen from."""
+FOLDS = 5
 
 
 class LogisticOptions(Settings):
     """scikit-learn's fields."""
 
-    C: float = Field(default=1.0, gt=0)
-    """Inverse strength of the L2 penalty."""
+    C: float | None = Field(default=1.0, gt=0)
+    """Inverse strength of the L2 penalty; none: chosen on the training rows, by cross-validation."""
     class_weight: Literal["balanced"] | list[float] | None = "balanced"
     """balanced: every class weighs the same in all, however many texts it has; or weights in id order."""
     max_iter: int = Field(default=1000, ge=1)
@@ -85,6 +88,21 @@ def fit_logistic(features: Any, labels: IntArray, label_count: int, options: Log
         )
     wanted = options.class_weight
     weights = dict(enumerate(wanted)) if isinstance(wanted, list) else wanted
-    model = LogisticRegression(C=options.C, class_weight=weights, max_iter=options.max_iter)
+    model: Any = LogisticRegression(C=options.C or 1.0, class_weight=weights, max_iter=options.max_iter)
+    if options.C is None:
+        model.set_params(C=_best_strength(model, features, labels))
     model.fit(features, labels)
     return Logistic(model.coef_, model.intercept_, np.asarray(model.classes_, dtype=np.int64), label_count)
+
+
+def _best_strength(model: Any, features: Any, labels: IntArray) -> float:
+    """The C with the lowest cross-validated log loss; 1 where a class has too few examples to be split."""
+    from sklearn.model_selection import GridSearchCV, StratifiedKFold
+
+    folds = min(FOLDS, int(np.unique(labels, return_counts=True)[1].min()))
+    if folds < 2:
+        return 1.0
+    split = StratifiedKFold(folds, shuffle=True, random_state=0)
+    search = GridSearchCV(model, {"C": STRENGTHS}, cv=split, scoring="neg_log_loss", refit=False)
+    search.fit(features, labels)
+    return float(search.best_params_["C"])
