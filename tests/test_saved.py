@@ -82,6 +82,20 @@ def test_a_run_folder_gives_the_shipped_candidates_best_seed(
     assert predictor.predict(_texts(tiny_data, "validation")) == pd.read_csv(stored)["prediction"].tolist()
 
 
+def test_the_best_seed_is_the_first_of_equals_and_was_saved(run: Path) -> None:
+    results = Results.load(run / "results.json")
+    lora = next(candidate for candidate in results.candidates if candidate.name == "lora")
+    for seed in lora.seeds:
+        seed.validation.metrics["f1"] = 0.5
+    assert lora.best_seed("f1") is lora.seeds[0]
+    lora.seeds[1].validation.metrics["f1"] = 0.6
+    assert lora.best_seed("f1") is lora.seeds[1]
+    lora.seeds[1].adapter_path = None
+    assert lora.best_seed("f1") is lora.seeds[0]
+    lora.seeds[0].validation = None
+    assert lora.best_seed("f1") is None
+
+
 @pytest.mark.parametrize("kind", ["lora", "full", "linear-probe"])
 def test_a_run_folder_that_was_moved_still_loads(
     run: Path, tiny_data: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
