@@ -449,7 +449,7 @@ def refused(base: Base, method: str = "prefix", **fields: Any) -> str:
 def test_what_cannot_work_is_refused_with_what_can(tmp_path: Path) -> None:
     base = tiny.random_base(tmp_path, "deberta-v2")
     said = refused(base)
-    assert "DebertaV2ForSequenceClassification, which computes attention itself" in said
+    assert "DebertaV2ForSequenceClassification, which computes attention in a way of its own" in said
     assert "lora" in said
     base = tiny.random_base(tmp_path, "bert")
     assert "less than the base's 96 positions" in refused(base, num_virtual_tokens=96)

@@ -24,11 +24,13 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from tunestack.errors import Problem, UserError
 from tunestack.methods.sites import SharedInputError, Span
 
 NAME = "tunestack_prefix"
 ARGUMENT = "tunestack_prefixes"
 """Models hand keywords that they do not know down to their attention."""
+OTHERS = "Use lora, series, parallel, prompt or p-tuning on this base."
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,22 @@ class KeyValueSizes:
 
     @classmethod
     def of(cls, config: PretrainedConfig) -> KeyValueSizes:
-        """As the model's config has them. Raises AttributeError for a config that does not say."""
+        """As the model's config has them. Raises UserError for a config that does not say."""
         text: Any = config.get_text_config()
-        queries = text.num_attention_heads
-        heads = getattr(text, "num_key_value_heads", None) or queries
-        head_dim = getattr(text, "head_dim", None) or text.hidden_size // queries
-        return cls(text.num_hidden_layers, heads, head_dim)
+        try:
+            queries = text.num_attention_heads
+            heads = getattr(text, "num_key_value_heads", None) or queries
+            head_dim = getattr(text, "head_dim", None) or text.hidden_size // queries
+            return cls(text.num_hidden_layers, heads, head_dim)
+        except AttributeError as error:
+            raise UserError(
+                Problem(
+                    "prefix",
+                    "a base whose config names its layers, heads and their size",
+                    f"{type(text).__name__}: {error}",
+                    OTHERS,
+                )
+            ) from error
 
 
 class Prefixes:
@@ -94,7 +106,16 @@ class Prefixes:
         return self._before(layer, 0, key), self._before(layer, 1, value)
 
     def _before(self, layer: int, which: int, own: Tensor) -> Tensor:
-        shape = (own.shape[1], self.places, own.shape[3])
+        shape = (self.sizes.heads, self.places, self.sizes.head_dim)
+        if (own.shape[1], own.shape[3]) != (self.sizes.heads, self.sizes.head_dim):
+            raise UserError(
+                Problem(
+                    f"{'value' if which else 'key'} of layer {layer}",
+                    f"{self.sizes.heads} heads of {self.sizes.head_dim}, by the base's config",
+                    f"{own.shape[1]} of {own.shape[3]}",
+                    OTHERS,
+                )
+            )
         learned = [
             (own.new_zeros(shape) if states is None else states[layer, which].to(own.dtype)).expand(
                 count, *shape
@@ -142,14 +163,18 @@ class Way(ABC):
 
 def find_way(model: PreTrainedModel) -> Way | None:
     """How prefixes get into this model, None where they cannot."""
+    config: Any = model.config
+    kinds = set(getattr(config.get_text_config(), "layer_types", None) or ())
+    if not kinds <= {"full_attention", "sliding_attention"}:
+        return None  # layers of other kinds keep other states than keys and values
     backbone: Any = model.base_model
     takes = inspect.signature(type(backbone).forward).parameters
-    if "past_key_values" in takes and not model.config.is_encoder_decoder:
+    if "past_key_values" in takes and not config.is_encoder_decoder:
         counts = "position_ids" in takes and not _positions_from_mask(backbone)
         return ThroughCache(counts, _position_padding(backbone), _longest_mask(backbone))
-    encoder: nn.Module = backbone.get_encoder() if model.config.is_encoder_decoder else backbone
+    encoder: nn.Module = backbone.get_encoder() if config.is_encoder_decoder else backbone
     modules = [module for module in encoder.modules() if _asks_registry(type(module))]
-    if len(modules) != KeyValueSizes.of(model.config).layers:
+    if len(modules) != KeyValueSizes.of(config).layers:
         return None
     return ThroughRegistry({module: layer for layer, module in enumerate(modules)})
 

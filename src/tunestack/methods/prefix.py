@@ -25,7 +25,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from tunestack.bases.base import head_modules
 from tunestack.bases.layout import LAYOUTS
 from tunestack.errors import Problems
-from tunestack.methods.attention_sites import KeyValueSizes, Prefixes, Way, find_way
+from tunestack.methods.attention_sites import OTHERS, KeyValueSizes, Prefixes, Way, find_way
 from tunestack.methods.base import (
     PROMPT_PREFIX,
     Adapter,
@@ -125,9 +125,9 @@ class Prefix(Method):
         if way is None:
             problems.add(
                 self.name,
-                expected="a base that takes a cache, or asks transformers' registry for its attention",
-                found=f"{type(model).__name__}, which computes attention itself",
-                fix="Use lora, series, parallel, prompt or p-tuning on this base.",
+                expected="a base with keys and values in a cache, or in transformers' attention registry",
+                found=f"{type(model).__name__}, which computes attention in a way of its own",
+                fix=OTHERS,
             )
         else:
             self._check_sizes(config, model, problems)
