@@ -119,20 +119,24 @@ def test_what_is_chosen(run: Path, tmp_path: Path) -> None:
     assert "Not known here" in (alone / "README.md").read_text()
 
 
+@pytest.mark.parametrize("pairs", [False, True])
 def test_the_snippets_of_cards_run_as_they_stand(
-    run: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    run: Path, tiny_data: Path, tmp_path: Path, pairs: bool, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
+    run = Path(shutil.copytree(run, tmp_path / "run"))
+    for file in run.glob("candidates/*/*/adapter/tunestack.json"):
+        file.write_text(json.dumps({**runs.read_json(file), "text_pair": "second" if pairs else None}))
     for name, merge in (("lora", False), ("lora", True), ("series", False), ("full", False)):
         out = export_candidate(run, tmp_path / f"{name}{merge}", candidate=name, options=Options(merge=merge))
-        code = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
-        assert len(code) == 1
+        (code,) = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
         monkeypatch.chdir(out)
         place = str(tiny_data / "saved-bert")
-        exec(compile(code[0].replace("PATH/TO/saved-bert", place), "card", "exec"), {})
+        exec(compile(code.replace("PATH/TO/saved-bert", place), "card", "exec"), {})
         said = capsys.readouterr().out.strip().splitlines()[-1]
-        (expected,) = tunestack.load(out, device="cpu").predict(["A text"])
+        texts = (["A text"], ["and its partner"]) if pairs else (["A text"],)
+        (expected,) = tunestack.load(out, device="cpu").predict(*texts)
         assert said == expected or f"'label': '{expected}'" in said
-        assert ("import tunestack" in code[0]) == (name == "series")
+        assert ("import tunestack" in code) == (name == "series")
 
 
 # Merging
@@ -368,11 +372,13 @@ def test_the_card_says_what_was_measured(run: Path, tiny_data: Path, tmp_path: P
         "| learning\\_rate | 0.003 |",
         "| train | 20 | 20 |",
         "2 seeds were",
+        "F1 is that of urgent.",
     ):
         assert line in card.text
     assert all(f"| {candidate.name} |" in card.text for candidate in results.candidates)
     assert str(tiny_data) not in card.content, "folders of this machine are nobody's business"
     assert "not on the Hub" in card.text
+    assert "The test split decided nothing." in card.text
 
 
 def test_the_card_names_bases_and_data_of_the_hub(run: Path, tmp_path: Path) -> None:

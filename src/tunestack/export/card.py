@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ def write_card(path: Path, choice: Choice, shipment: Shipment, license: str | No
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"md": escaped, "py": repr}
+    environment.filters |= {"md": escaped, "py": functools.partial(json.dumps, ensure_ascii=False)}
     method, summary = _method(choice, shipment)
     results = _without_places(choice.results) if choice.results else None
     body = environment.get_template("card.md.j2").render(
@@ -76,6 +77,7 @@ def write_card(path: Path, choice: Choice, shipment: Shipment, license: str | No
         hyperparameters=_set(choice.candidate.hyperparameters) if choice.candidate else {},
         scores=_scores(choice),
         level=level(standings(results)) if results else None,
+        positive=_positive(results) if results else None,
         verdict=verdict_sentence(results) if results else None,
         leaderboard=markdown_table(results) if results else None,
         license=license,
@@ -117,6 +119,12 @@ def _without_places(results: Results) -> Results:
         warnings = [warning.replace(place, short) for warning in warnings]
     data = results.data.model_copy(update={"warnings": warnings})
     return results.model_copy(update={"candidates": candidates, "data": data})
+
+
+def _positive(results: Results) -> str | None:
+    """The label that F1 is about, where it is about one."""
+    names = results.data.label_names
+    return names[1] if len(names) == 2 and "f1" in _metrics(results) else None
 
 
 def _set(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
