@@ -89,7 +89,7 @@ class MethodConfig(Settings):
     """
 
     method: str
-    """The registered name: lora, full, linear-probe, tfidf, majority, ..."""
+    """The registered name: `tunestack methods` lists them."""
     name: str | None = None
     """How the report calls it; default: the method and what sets it apart."""
     config: dict[str, Any] = {}

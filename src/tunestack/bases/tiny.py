@@ -11,6 +11,7 @@ def tiny_configs(
     *,
     layers: int = 2,
     heads: int = 4,
+    key_value_heads: int = 2,
     inner: int = 24,
     tokens: int = 96,
     vocabulary: int = 160,
@@ -18,7 +19,7 @@ def tiny_configs(
     """Fields of a config.json, by model type.
 
     head_dim: where an architecture lets it differ from hidden / heads. Weights are drawn wide, so that every
-    part of a model matters to its output. Decoders that can share key and value heads have half as many.
+    part of a model matters to its output. key_value_heads: of decoders that can share them.
     """
     sizes = {
         "vocab_size": vocabulary,
@@ -29,7 +30,7 @@ def tiny_configs(
         "max_position_embeddings": tokens,
     }
     encoder = {**sizes, "initializer_range": 0.2, "pad_token_id": 0}
-    grouped = {**sizes, "num_key_value_heads": heads // 2, "initializer_range": 0.3}
+    grouped = {**sizes, "num_key_value_heads": key_value_heads, "initializer_range": 0.3}
     ends = {"bos_token_id": 1, "eos_token_id": 2}
     padded = {"pad_token_id": 0}  # real Llamas, Mistrals and GPTs have no padding token
     gpt = {
@@ -114,7 +115,7 @@ def tiny_configs(
             "num_layers": layers,
             "num_heads": heads,
             "intermediate_size": inner,
-            "attention_types": [[["global", "local"], layers // 2]],
+            "attention_types": [[["global", "local"], layers // 2], [["global"], layers % 2]],
             "window_size": 16,
             "max_position_embeddings": tokens,
             "initializer_range": 0.2,

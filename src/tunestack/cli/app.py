@@ -117,7 +117,9 @@ def compare(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            "--method", help="lora, full, linear-probe, tfidf, majority; repeat.", show_default=False
+            "--method",
+            help="A method or a baseline, as `tunestack methods` lists them; repeat.",
+            show_default=False,
         ),
     ] = None,
     seeds: Annotated[
@@ -266,7 +268,9 @@ def describe(
 @app.command()
 def params(
     base: Annotated[str, typer.Option("--base", help="Hub id, folder, or a CONFIG.json.")],
-    method: Annotated[str, typer.Option("--method", help="The method's name.")] = "lora",
+    method: Annotated[
+        str, typer.Option("--method", help="The method's name: see `tunestack methods`.")
+    ] = "lora",
     r: Annotated[int | None, typer.Option("--r", help="LoRA's rank.", show_default=False)] = None,
     target_modules: Annotated[
         str | None, typer.Option(help="Module names, with commas; or all-linear.", show_default=False)
@@ -283,6 +287,32 @@ def params(
             targets = [name.strip() for name in target_modules.split(",")]
         fields = _given({"r": r, "target_modules": targets, "bias": bias})
         console.print(render_params(count_parameters(base, method, fields, num_labels)))
+
+
+@app.command()
+def methods(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List all methods, and which works on which architecture: each is tried on tiny random models."""
+    import json
+    import warnings
+
+    from rich.markdown import Markdown
+    from rich.progress import Progress, SpinnerColumn, TextColumn
+
+    from tunestack.matrix import markdown, probe
+
+    warnings.simplefilter("ignore")  # of PEFT and PyTorch, about fields that nobody gave
+    columns = (SpinnerColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=errors, transient=True) as progress:
+        task = progress.add_task("")
+        matrix = probe(lambda kind: progress.update(task, description=kind))
+    if as_json:
+        print(json.dumps(matrix.to_dict(), indent=2))
+    elif console.is_terminal:
+        console.print(Markdown(markdown(matrix)))
+    else:
+        print(markdown(matrix))
 
 
 @app.command()

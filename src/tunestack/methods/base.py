@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import re
+import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -41,8 +43,8 @@ class Adapter:
     derived: what is saved in place of parameters that only training needs (`training_only`), computed from
     them. penalty: added to the loss that is minimised, not to the one that is reported. on_step: called with
     the step's number and how many there will be, after each, the gradients still there; what it keeps is in
-    no checkpoint, so such a trial starts anew. virtual_tokens: places that it needs before every text. positions: how many positions of the base's
-    table it takes from the text.
+    no checkpoint, so such a trial starts anew. virtual_tokens: places that it needs before every text.
+    positions: how many positions of the base's table it takes from the text.
     """
 
     parameters: dict[str, nn.Parameter] = field(default_factory=dict)
@@ -157,6 +159,13 @@ class Method(ABC):
                     self.name, f"values that {self.config_class.__name__} takes", str(error), "Correct them."
                 )
             ) from error
+
+    @property
+    def paper(self) -> str:
+        """The arXiv id of its paper: the first that the class's docstring names, or else its file's."""
+        docs = f"{type(self).__doc__} {sys.modules[type(self).__module__].__doc__}"
+        found = re.search(r"arXiv:(\d{4}\.\d{5})", docs)
+        return found.group(1) if found else ""
 
     def weights_dtype(self, base: torch.dtype) -> torch.dtype:
         """What the model's weights are held in while this method trains."""

@@ -192,7 +192,7 @@ class Prefix(Method):
 
 
 class PTuningV2(Prefix):
-    """P-tuning v2: prefix tuning without the MLP."""
+    """P-tuning v2: prefix tuning without the MLP (Liu et al., 2022, arXiv:2110.07602)."""
 
     name = "p-tuning-v2"
     summary = "keys and values before every layer's own"
