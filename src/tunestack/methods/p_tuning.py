@@ -55,7 +55,11 @@ class PromptEncoder(nn.Module):
 
 
 class PTuning(PromptLearning):
-    """P-tuning, version 1, with `peft.PromptEncoderConfig`."""
+    """P-tuning, version 1, with `peft.PromptEncoderConfig`.
+
+    Learning rate: 1e-3, of PEFT's guide to p-tuning for classification; on MiniLM and 1,600 tweets (2 epochs)
+    F1 is 0.73, 0.75 and 0.75 at 3e-4, 1e-3 and 3e-3.
+    """
 
     name = "p-tuning"
     summary = "embeddings before the input, written by a small network"
@@ -63,7 +67,7 @@ class PTuning(PromptLearning):
     training_defaults: ClassVar[dict[str, Any]] = {"learning_rate": 1e-3}
 
     def defaults(self, model_type: str) -> dict[str, Any]:
-        """20 virtual tokens and the MLP, as PEFT's documentation of p-tuning has them."""
+        """20 virtual tokens and the MLP, as PEFT's guide to p-tuning for classification has them."""
         return {"num_virtual_tokens": 20}
 
     def check_fields(self, config: Any, problems: Problems) -> None:

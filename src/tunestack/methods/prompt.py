@@ -3,6 +3,9 @@
 The loop keeps n places before each of the slot's texts, and the prompt takes the place of their embeddings:
 positions, token types and pooling follow as if there were n more tokens. So it is in PEFT, which hands the
 model `[P; E(x)]` in place of the text. Models that pool the first token pool the first of the prompt.
+
+PEFT differs in two places. Without ids, transformers' decoders pool the last place of the batch: there, PEFT
+is right for rows of one length alone. T5's classifier takes ids only: there, PEFT has no prompts.
 """
 
 from __future__ import annotations
@@ -213,7 +216,12 @@ class PromptLearning(Method):
 
 
 class PromptTuning(PromptLearning):
-    """Prompt tuning with `peft.PromptTuningConfig`: the embeddings of the prompt are the weights."""
+    """Prompt tuning with `peft.PromptTuningConfig`: the embeddings of the prompt are the weights.
+
+    Learning rate: 1e-2, between PEFT's examples for classification (1e-3) and for language models (3e-2);
+    on MiniLM and 1,600 tweets (2 epochs) F1 is 0.73, 0.74 and 0.75 at 3e-3, 1e-2 and 3e-2, but the head of a
+    wide base learns at the same rate.
+    """
 
     name = "prompt"
     summary = "embeddings before the input"
@@ -221,7 +229,7 @@ class PromptTuning(PromptLearning):
     training_defaults: ClassVar[dict[str, Any]] = {"learning_rate": 1e-2}
 
     def defaults(self, model_type: str) -> dict[str, Any]:
-        """20 virtual tokens, as Lester et al. find enough (section 3.3) and PEFT's examples have."""
+        """20 virtual tokens: more gain little (Lester et al., section 3.2)."""
         return {"num_virtual_tokens": 20}
 
     def make_config(self, fields: Mapping[str, Any], model_type: str, head: list[str]) -> PeftConfig:
