@@ -18,7 +18,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
@@ -334,6 +334,15 @@ def test_folders_that_are_not_free_and_exports_that_fail(run: Path, tmp_path: Pa
     weights.write_bytes(weights.read_bytes()[:-1])
     for merge in (False, True):
         assert "whole safetensors file" in _refused(adapter, tmp_path / "no", options=Options(merge=merge))
+    tensors = load_file(_saved(run, "lora", 1) / "adapter_model.safetensors")
+    low = next(name for name in tensors if "lora_B" in name)
+    for damaged in ({**tensors, low: torch.zeros(7, 8)}, {**tensors, "extra": torch.zeros(1)}):
+        save_file(damaged, weights)
+        told = _refused(adapter, tmp_path / "no", options=Options(merge=True))
+        assert "expected an adapter that fits" in told
+        assert (low if "extra" not in damaged else "extra").rpartition(".lora_B")[0] in told
+    save_file({name: tensor for name, tensor in tensors.items() if name != low}, weights)
+    assert "PEFT does not take 1 tensors" in _refused(adapter, tmp_path / "no", options=Options(merge=True))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "out"]
 
 

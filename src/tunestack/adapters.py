@@ -66,7 +66,7 @@ class SavedAdapter:
             }
             adapter.load({**own, **self.tensors})
         except UserError as error:
-            raise UserError(self._misfit("its tensors do not"), *error.problems) from error
+            raise UserError(self.misfit("its tensors do not"), *error.problems) from error
         return adapter
 
     def check_head(self, fresh: frozenset[str]) -> None:
@@ -97,9 +97,10 @@ class SavedAdapter:
         if wrong:
             wrong = list(dict.fromkeys(wrong))
             more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-            raise UserError(self._misfit(wrong[0] + more))
+            raise UserError(self.misfit(wrong[0] + more))
 
-    def _misfit(self, how: str) -> Problem:
+    def misfit(self, how: str) -> Problem:
+        """The problem of an adapter that does not fit its base, with both named."""
         base = f"{self.base.name} with {len(self.description.label_names)} labels"
         trained_on = self.config.base_model_name_or_path or "another base"
         return Problem(

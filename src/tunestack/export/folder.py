@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from tunestack.choice import Choice, Description, choose, with_results
-from tunestack.errors import Problems
+from tunestack.errors import Problems, UserError
 from tunestack.export.card import CARD, Shipment, write_card
 from tunestack.files import replacing_folder, why_not_writable
 
@@ -149,7 +149,10 @@ def _merged(choice: Choice, target: Path, options: Options) -> Shipment:
     base, task = saved.base, saved.task
     loaded = base.load_model(task.auto_class, task.model_config(base), torch.float32)
     saved.check_head(loaded.fresh)
-    model = saved.method.merge(saved.folder, loaded.model)
+    try:
+        model = saved.method.merge(saved.folder, loaded.model)
+    except RuntimeError as error:  # as torch and PEFT say that tensors are missing or of other sizes
+        raise UserError(saved.misfit(" ".join(str(error).split()))) from error
     model.config.use_cache = getattr(base.config, "use_cache", True)  # switched off when it was loaded
     model.to(getattr(torch, options.dtype or "float32")).save_pretrained(str(target))
     base.tokenizer.save_pretrained(str(target))
