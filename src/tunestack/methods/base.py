@@ -228,7 +228,10 @@ class Method(ABC):
             warnings.simplefilter("ignore")  # of fields that PEFT sets right by itself
             merged = get_peft_model(model, PeftConfig.from_pretrained(str(folder)))
             loaded = merged.load_adapter(str(folder), "default")
-        if wrong := [*loaded.missing_keys, *loaded.unexpected_keys]:
+        state = merged.state_dict(keep_vars=True)
+        there = {id(tensor) for name, tensor in state.items() if name not in loaded.missing_keys}
+        missing = [name for name in loaded.missing_keys if id(state[name]) not in there]  # some are shared
+        if wrong := [*missing, *loaded.unexpected_keys]:
             raise RuntimeError(f"PEFT does not take {len(wrong)} tensors of {folder}, such as {wrong[0]}")
         plain: PreTrainedModel = merged.merge_and_unload(safe_merge=True)
         return plain
