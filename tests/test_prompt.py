@@ -173,6 +173,21 @@ def test_a_text_without_words_and_inputs_longer_than_the_short_attention(tmp_pat
         assert torch.isfinite(row).all()
 
 
+@pytest.mark.parametrize("kind", ["bert", "electra"])
+def test_pairs_of_texts_keep_their_token_types(tmp_path: Path, kind: str) -> None:
+    stack, slot, plain = open_slot(tiny.random_base(tmp_path, kind))
+    theirs = reference(plain, slot)
+    ids = [np.arange(3, 3 + length) for length in (9, 5, 12)]
+    types = [(np.arange(len(row)) > 3).astype(np.int64) for row in ids]
+    encoded = Encoded(ids, types, np.array([9, 5, 12]), None, 0)
+    found = stack._forward([(encoded, np.arange(3))], [slot.span(0, 3, training=False)])
+    batch = batch_of(stack, encoded, np.arange(3), 0)
+    assert batch["token_type_ids"].any()
+    torch.testing.assert_close(found, theirs(**batch).logits, rtol=1e-5, atol=1e-5)
+    del batch["token_type_ids"]
+    assert not torch.allclose(found, theirs(**batch).logits, atol=1e-3)
+
+
 def mixed(base: Base, **fields: Any) -> list[Any]:
     """Prompts of several lengths, a network with dropout, and slots without any prompt."""
     return [
