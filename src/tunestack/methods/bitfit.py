@@ -46,14 +46,16 @@ class BitFitConfig(PeftConfig):
 class BitFit(Method):
     """Every slot trains biases of its own, those of normalisation layers included.
 
-    It is saved as PEFT's LoRA with `bias="all"` and no targets, which loads and merges there as it is.
+    It is saved as PEFT's LoRA with `bias="all"` and no targets, which loads and merges there as it is. The
+    learning rate was the best of 0.0005, 0.002 and 0.005 for MiniLM on 2,500 disaster tweets, two epochs, one
+    seed (F1 0.774, 0.770, 0.764).
     """
 
     name = "bitfit"
     summary = "biases"
     merges = True
     config_class = BitFitConfig
-    training_defaults: ClassVar[dict[str, Any]] = {"learning_rate": 2e-3}
+    training_defaults: ClassVar[dict[str, Any]] = {"learning_rate": 5e-4}
 
     def check(self, config: PeftConfig, model: PreTrainedModel) -> None:
         """Refuse a base without biases, and targets that match none."""

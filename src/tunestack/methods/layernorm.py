@@ -65,13 +65,17 @@ class NormCopy(Copy):
 
 
 class LayerNorm(Method):
-    """Normalisation layers with `peft.LNTuningConfig`: each slot trains its own weights (and biases)."""
+    """Normalisation layers with `peft.LNTuningConfig`: each slot trains its own weights (and biases).
+
+    The learning rate was the best of 0.001, 0.003 and 0.01 for MiniLM on 2,500 disaster tweets, two epochs,
+    one seed (F1 0.773, 0.783, 0.739).
+    """
 
     name = "layernorm"
     summary = "normalisation layers"
     merges = True
     config_class = LNTuningConfig
-    training_defaults: ClassVar[dict[str, Any]] = {"learning_rate": 5e-3}
+    training_defaults: ClassVar[dict[str, Any]] = {"learning_rate": 3e-3}
 
     def defaults(self, model_type: str) -> dict[str, Any]:
         """PEFT's own targets where it knows the architecture; else every normalisation layer of the base."""
