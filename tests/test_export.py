@@ -178,7 +178,7 @@ def _fitting(method: Method) -> bool:
 OURS = [
     method.name for method in METHODS.values() if _fitting(method) and not isinstance(method, ThroughPeft)
 ]
-PEFTS = ["adalora", "vera", "loha", "lokr", "oft"]
+PEFTS = {"adalora": {}, "loha": {"r": 4}, "oft": {}, "vblora": {"vector_length": 8}, "vera": {"r": 4}}
 
 
 KINDS = {"bert", "gpt2", "llama", "t5"}
@@ -191,8 +191,7 @@ WITHOUT = {"bitfit": {"llama", "t5"}}  # they have no biases
     + [(name, "bert") for name in PEFTS],
 )
 def test_a_merged_model_answers_as_the_adapter_does(tmp_path: Path, name: str, kind: str) -> None:
-    fields = {"r": 4} if name in ("vera", "loha", "lokr", "adalora") else {}
-    adapter = _save(tmp_path, METHODS[name], kind, **fields)
+    adapter = _save(tmp_path, METHODS[name], kind, **PEFTS.get(name, {}))
     out = export_candidate(adapter, tmp_path / "out", options=Options(merge=True))
     expected = _log_probabilities(adapter)
     assert np.ptp(expected[:, 0]) > 1e-3

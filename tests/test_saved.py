@@ -240,6 +240,14 @@ def test_an_adapter_that_lacks_tensors(adapter: Path, tiny_data: Path) -> None:
     assert "weights of classifier, in the adapter or in its base" in _refused(adapter)
 
 
+def test_a_head_that_was_lost_is_not_taken_from_the_base(adapter: Path, tmp_path: Path) -> None:
+    _move(adapter, tiny.save_base(tmp_path, "bert", head=True))
+    tunestack.load(adapter, device="cpu")
+    path = adapter / "adapter_model.safetensors"
+    save_file({name: value for name, value in load_file(path).items() if "classifier" not in name}, path)
+    assert "base_model.model.classifier.weight is missing" in _refused(adapter)
+
+
 def test_weights_that_are_not_whole_safetensors(adapter: Path) -> None:
     weights = adapter / "adapter_model.safetensors"
     whole = weights.read_bytes()

@@ -38,7 +38,7 @@ class SavedAdapter:
     """An adapter that fits its base as far as can be seen without the base's weights.
 
     config: as its method reads it. tensors: by the names under which PEFT saves them. base: what it was
-    trained on, opened.
+    trained on, opened. plain: whether PEFT wrote it and not tunestack; its head may then be its base's.
     """
 
     folder: Path
@@ -47,6 +47,7 @@ class SavedAdapter:
     config: PeftConfig
     tensors: Mapping[str, Tensor]
     base: Base
+    plain: bool = False
 
     @property
     def task(self) -> SequenceClassification:
@@ -58,13 +59,9 @@ class SavedAdapter:
         self.check_head(host.fresh)
         try:
             adapter = self.method.attach(self.config, host, slot, seed=0)
-            # A head that the adapter lacks is the base's: `check_head` saw that there is one.
-            own = {
-                name: value
-                for name, value in adapter.parameters.items()
-                if any(_is_inside(name, head) for head in host.head)
-            }
-            adapter.load({**own, **self.tensors})
+            own = [name for name in adapter.parameters if any(_is_inside(name, head) for head in host.head)]
+            kept = {name: adapter.parameters[name] for name in own} if self.plain else {}
+            adapter.load({**kept, **self.tensors})
         except UserError as error:
             raise UserError(self.misfit("its tensors do not"), *error.problems) from error
         return adapter
@@ -128,7 +125,7 @@ def open_adapter(folder: Path, description: Description | None, here: Mapping[st
         _check_base_name(folder, config, description.base.model)
         base = load_base(description.base.model_copy(update=here))
     method = find_method(description.method)
-    adapter = SavedAdapter(folder, description, method, method.read_config(folder), tensors, base)
+    adapter = SavedAdapter(folder, description, method, method.read_config(folder), tensors, base, plain)
     skeleton = base.skeleton(adapter.task.auto_class, adapter.task.model_config(base))
     adapter.check_sizes(skeleton)
     if plain:
