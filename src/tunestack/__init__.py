@@ -30,8 +30,4 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
-def _register_with_peft() -> None:
-    importlib.import_module("tunestack.plugin.tuner").register()
-
-
-when_imported("peft", _register_with_peft)
+when_imported("peft", lambda: importlib.import_module("tunestack.plugin.tuner"))

@@ -14,7 +14,7 @@ from tunestack.bases.base import head_modules
 from tunestack.errors import Problems
 from tunestack.methods.base import PEFT_PREFIX, Adapter, Method, attach_copies, check_whole_modules
 from tunestack.methods.bottleneck_config import BottleneckConfig, initialise
-from tunestack.methods.sites import Host, Member, Part, keep_mask, stable_hash
+from tunestack.methods.sites import Host, Member, Part, dropout, stable_hash
 from tunestack.methods.sublayers import sublayers
 from tunestack.methods.targets import linear_names, linear_size, target_names
 
@@ -60,12 +60,8 @@ class BottleneckPart(Part):
         learned = config.scaling == "learned"
         self.scaling: Any = nn.Parameter(torch.ones(1)) if learned else config.scaling
         self.tap: Tap | None = None
-        self.f = config.activation()
+        self.f, self.f_name = config.activation(), config.non_linearity
         self.p = config.adapter_dropout
-
-    def weights(self) -> tuple[Any, ...]:
-        """What the adapter computes with, in the order of `_AddAdapters`."""
-        return self.down, self.down_bias, self.up, self.up_bias, self.scaling
 
 
 class SeriesPart(BottleneckPart):
@@ -74,7 +70,7 @@ class SeriesPart(BottleneckPart):
     @classmethod
     def after(cls, x: Tensor, y: Tensor, members: Sequence[Member]) -> Tensor:
         """Pass every slot's rows of y through its adapter."""
-        return _add(y, None, members)
+        return y + _updates(y, members)
 
 
 class ParallelPart(BottleneckPart):
@@ -82,107 +78,68 @@ class ParallelPart(BottleneckPart):
 
     @classmethod
     def after(cls, x: Tensor, y: Tensor, members: Sequence[Member]) -> Tensor:
-        """Add every slot's adapter to its own rows of y, in place."""
+        """Add every slot's adapter to its own rows of y."""
         sources = [x if member.part.tap is None else member.part.tap.take() for member in members]
         for source in {id(source): source for source in sources}.values():
-            y = _add(y, source, [m for m, other in zip(members, sources, strict=True) if other is source])
+            y = y + _updates(
+                source, [m for m, other in zip(members, sources, strict=True) if other is source]
+            )
         return y
 
 
-def _add(y: Tensor, x: Tensor | None, members: Sequence[Member]) -> Tensor:
-    weights = [weight for member in members for weight in member.part.weights()]
-    x = None if x is None else x.contiguous()
-    result: Tensor = _AddAdapters.apply(y.contiguous(), x, members, *weights)  # type: ignore[no-untyped-call]
-    return result
+def _updates(x: Tensor, members: Sequence[Member]) -> Tensor:
+    """s A(x) of each member at its own rows, zeros elsewhere: [rows, tokens, out].
 
-
-class _AddAdapters(torch.autograd.Function):
-    """y + s A(x) slot by slot; x is y itself where it is None, else y is written into.
-
-    Saves x once, and beside it what is as small as the bottleneck. y comes first: a linear's output is a
-    view, and autograd takes the first input of a function that writes into a view to be that view.
+    Members whose products have the same sizes are multiplied together. Plain autograd: all that it keeps
+    beside x is as small as the bottleneck.
     """
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, x: Tensor | None, members: Sequence[Member], *weights: Any) -> Tensor:
-        ctx.members, ctx.series = members, x is None
-        source, out = (y, y.clone()) if x is None else (x, y)
-        if x is not None:
-            ctx.mark_dirty(y)
-        saved = [source]
-        for index, member in enumerate(members):
-            down, down_bias, up, up_bias, scaling = weights[5 * index : 5 * index + 5]
-            down, up, shift = (weight.to(y.dtype) for weight in (down, up * scaling, up_bias * scaling))
-            inner = torch.addmm(down_bias.to(y.dtype), _rows(source, member), down.t())
-            low, own, keep = member.part.f(inner), _rows(out, member), _mask(out, member)
-            if keep is None:
-                own.add_(shift).addmm_(low, up.t())
-            else:
-                own.addcmul_(torch.addmm(shift, low, up.t()), keep)
-            saved += [down, up, inner] + ([] if keep is None else [keep])
-        ctx.save_for_backward(*saved)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad = grads[0].contiguous()
-        source, *saved = ctx.saved_tensors
-        grad_source: Tensor | None = None
-        if ctx.needs_input_grad[0 if ctx.series else 1]:
-            grad_source = grad.clone() if ctx.series else torch.zeros_like(source)
-        tensors = iter(saved)
-        grad_weights: list[Tensor | None] = []
-        for member in ctx.members:
-            down, up, inner = next(tensors), next(tensors), next(tensors)
-            keep = next(tensors) if _drops(member) else None
-            outer = _rows(grad, member) if keep is None else _rows(grad, member) * keep
-            low, grad_inner = _through(member.part.f, inner, torch.mm(outer, up))
-            grad_weights += [torch.mm(grad_inner.t(), _rows(source, member)), _sum(grad_inner)]
-            grad_weights += _of_up(member.part, torch.mm(outer.t(), low), _sum(outer))
-            if grad_source is not None:
-                _rows(grad_source, member).addmm_(grad_inner, down)
-        return (grad_source if ctx.series else grad, None if ctx.series else grad_source, None, *grad_weights)
+    sizes, owners = _segments(members, len(x))
+    pieces = list(x.split(sizes)) if len(sizes) > 1 else [x]
+    alike: dict[Any, list[int]] = {}
+    for index, member in enumerate(owners):
+        if member is not None:
+            part = member.part
+            alike.setdefault((sizes[index], part.f_name, *part.up.shape), []).append(index)
+    for indices in alike.values():
+        own = [member for member in (owners[index] for index in indices) if member is not None]
+        results = _together(_stack([pieces[index] for index in indices]), [member.part for member in own])
+        for index, member, result in zip(indices, own, results, strict=True):
+            pieces[index] = dropout(result, member.part.p, member.span, member.site)
+    features = members[0].part.up.shape[0]
+    for index, member in enumerate(owners):
+        if member is None:
+            pieces[index] = x.new_zeros(*pieces[index].shape[:-1], features)
+    return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
 
 
-def _through(f: nn.Module, inner: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """f(inner), and its gradient for inner, given that for f(inner)."""
-    with torch.enable_grad():
-        leaf = inner.detach().requires_grad_()
-        low = f(leaf)
-    (grad_inner,) = torch.autograd.grad(low, leaf, grad)
-    return low.detach(), grad_inner
+def _segments(members: Sequence[Member], rows: int) -> tuple[list[int], list[Member | None]]:
+    """The batch cut into stretches of rows: how long each is, and whose; None where it is no member's."""
+    sizes: list[int] = []
+    owners: list[Member | None] = []
+    done = 0
+    for start, stop, owner in [*((m.span.start, m.span.stop, m) for m in members), (rows, rows, None)]:
+        if start > done:
+            sizes.append(start - done)
+            owners.append(None)
+        if owner is not None:
+            sizes.append(stop - start)
+            owners.append(owner)
+        done = stop
+    return sizes, owners
 
 
-def _of_up(part: BottleneckPart, product: Tensor, total: Tensor) -> list[Tensor | None]:
-    """Gradients for up, its bias and s, given those for s up [out, size] and s up_bias [out]."""
-    scaling = part.scaling
-    if not isinstance(scaling, Tensor):
-        return [product.mul_(scaling), total.mul_(scaling), None]
-    of_scaling = (product * part.up).sum() + (total * part.up_bias).sum()
-    return [product * scaling, total * scaling, of_scaling.view(1)]
+def _together(x: Tensor, parts: Sequence[BottleneckPart]) -> Tensor:
+    """s A(x) of adapters of one size, before dropout: x [adapters, rows, tokens, in] to [..., out]."""
+    down = _stack([part.down for part in parts]).to(x.dtype)
+    up = _stack([part.up * part.scaling for part in parts]).to(x.dtype)
+    down_bias = _stack([part.down_bias for part in parts]).to(x.dtype).unsqueeze(1)
+    up_bias = _stack([part.up_bias * part.scaling for part in parts]).to(x.dtype).unsqueeze(1)
+    low = parts[0].f(torch.baddbmm(down_bias, x.flatten(1, -2), down.mT))
+    return torch.baddbmm(up_bias, low, up.mT).view(*x.shape[:-1], -1)
 
 
-def _sum(x: Tensor) -> Tensor:
-    """Over all tokens, in fp32 at least."""
-    return x.sum(0, dtype=torch.promote_types(x.dtype, torch.float32))
-
-
-def _drops(member: Member) -> bool:
-    return member.span.noise is not None and member.part.p > 0
-
-
-def _rows(x: Tensor, member: Member) -> Tensor:
-    """The member's rows as a matrix [rows x tokens, features]; a view of a contiguous x."""
-    return x[member.span.start : member.span.stop].view(-1, x.shape[-1])
-
-
-def _mask(y: Tensor, member: Member) -> Tensor | None:
-    """What dropout multiplies the member's adapter with, 0 or 1 / (1 - p), as `_rows` has it; or None."""
-    if not _drops(member):
-        return None
-    own = y[member.span.start : member.span.stop]
-    keep = keep_mask(own, member.part.p, member.span, member.site)
-    return keep.mul_(1 / (1 - member.part.p)).view(-1, y.shape[-1])
+def _stack(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.stack(tuple(tensors)) if len(tensors) > 1 else tensors[0].unsqueeze(0)
 
 
 class Bottleneck(Method):

@@ -9,7 +9,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 
-def when_imported(name: str, action: Callable[[], None]) -> None:
+def when_imported(name: str, action: Callable[[], object]) -> None:
     """Call `action` once the package `name` is imported: at once if it is, else right after it will be."""
     if name in sys.modules:
         action()
@@ -20,7 +20,7 @@ def when_imported(name: str, action: Callable[[], None]) -> None:
 class _Watch(MetaPathFinder):
     """Finds the package as the other finders do, and adds the action to what executes it."""
 
-    def __init__(self, name: str, action: Callable[[], None]) -> None:
+    def __init__(self, name: str, action: Callable[[], object]) -> None:
         self.name = name
         self.action = action
 

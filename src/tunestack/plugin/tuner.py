@@ -1,6 +1,6 @@
-"""Bottleneck adapters as a method of PEFT: its layer, its tuner, and how PEFT learns of them.
+"""Bottleneck adapters as a method of PEFT: its layer and its tuner, which PEFT knows once this is imported.
 
-`register` runs while `peft` is being imported, often from inside another import: what is imported here at the
+That happens while `peft` is being imported, often from inside another import: what is imported here at the
 top must not import tunestack's bases, which import PEFT.
 """
 
@@ -210,9 +210,5 @@ def _linear_size(module: nn.Module) -> tuple[int, int]:
     return module.in_features, module.out_features
 
 
-def register() -> None:
-    """Make the family known to PEFT, once."""
-    if PEFT_TYPE not in PEFT_TYPE_TO_CONFIG_MAPPING:
-        register_peft_method(
-            name=NAME.lower(), config_cls=BottleneckConfig, model_cls=BottleneckModel, prefix="bottleneck_"
-        )
+if PEFT_TYPE not in PEFT_TYPE_TO_CONFIG_MAPPING:
+    register_peft_method(name=NAME.lower(), config_cls=BottleneckConfig, model_cls=BottleneckModel)
