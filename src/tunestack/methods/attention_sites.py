@@ -78,15 +78,14 @@ class Prefixes:
         self.sizes = sizes
         self.places = max(len(table) for _, table in tables)
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
-        self._pieces: list[tuple[int, Tensor | None]] = []
+        self._pieces: list[tuple[int, Sequence[Tensor] | None]] = []
         done = 0
         for span, table in tables:
             self.lengths[span.start : span.stop] = len(table)
-            states = table.view(len(table), sizes.layers, 2, sizes.heads, sizes.head_dim)
-            states = nn.functional.pad(
-                states.permute(1, 2, 3, 0, 4), (0, 0, self.places - len(table), 0)
-            )  # [layers, 2, heads, places, head_dim]
-            self._pieces += [(span.start - done, None), (span.stop - span.start, states)]
+            states = table.view(len(table), sizes.layers * 2, sizes.heads, sizes.head_dim)
+            states = nn.functional.pad(states.permute(1, 2, 0, 3), (0, 0, self.places - len(table), 0))
+            # Taken apart at once: the gradient of one index after another would be a whole table each.
+            self._pieces += [(span.start - done, None), (span.stop - span.start, states.unbind())]
             done = span.stop
         self._pieces.append((rows - done, None))
 
@@ -116,10 +115,9 @@ class Prefixes:
                     OTHERS,
                 )
             )
+        none = own.new_zeros(shape)
         learned = [
-            (own.new_zeros(shape) if states is None else states[layer, which].to(own.dtype)).expand(
-                count, *shape
-            )
+            (none if states is None else states[2 * layer + which].to(own.dtype)).expand(count, *shape)
             for count, states in self._pieces
             if count
         ]

@@ -38,6 +38,9 @@ from tunestack.methods.sites import Host, Member, Part, stable_hash
 
 SAVED = "prompt_embeddings"
 START = 0.02
+"""Standard deviation of a fresh table. PEFT and Liu et al. draw from N(0, 1), noise as large as a text's own
+values: on the disaster tweets it fits the training texts sooner and the others no better.
+"""
 
 
 class PrefixPart(Part):
@@ -101,17 +104,22 @@ class PrefixPart(Part):
 
 
 class Prefix(Method):
-    """Prefix tuning with `peft.PrefixTuningConfig`."""
+    """Prefix tuning with `peft.PrefixTuningConfig`.
+
+    Learning rate: measured here, with the MLP of `defaults`. Adam moves a prefix by about rate x
+    encoder_hidden_size a step: with 384 hidden units 3e-4 learned, at 1e-3 the loss stayed where it began. Li &
+    Liang train theirs at 5e-5 to 8e-5.
+    """
 
     name = "prefix"
     summary = "keys and values before every layer's own, made by an MLP"
     starts_as_base = False
     config_class = PrefixTuningConfig
-    training_defaults: ClassVar[dict[str, Any]] = {"learning_rate": 1e-3}
+    training_defaults: ClassVar[dict[str, Any]] = {"learning_rate": 5e-4}
 
     def defaults(self, model_type: str) -> dict[str, Any]:
-        """"""
-        return {"num_virtual_tokens": 20, "prefix_projection": True}
+        """20 places, as PEFT's examples have; 128 hidden units on every base, so that one rate fits all."""
+        return {"num_virtual_tokens": 20, "prefix_projection": True, "encoder_hidden_size": 128}
 
     def check(self, config: PeftConfig, model: PreTrainedModel) -> None:
         """Refuse models whose attention prefixes cannot reach, no places or too many, sizes that are not the
@@ -192,13 +200,18 @@ class Prefix(Method):
 
 
 class PTuningV2(Prefix):
-    """P-tuning v2: prefix tuning without the MLP (Liu et al., 2022, arXiv:2110.07602)."""
+    """P-tuning v2: prefix tuning without the MLP.
+
+    Learning rate: 5e-3, as Liu et al.'s scripts have it for BoolQ with BERT; for RTE they have 1e-2, and so
+    does PEFT's example. Measured here, 1e-2 and 2e-2 are no better on validation.
+    """
 
     name = "p-tuning-v2"
     summary = "keys and values before every layer's own"
+    training_defaults: ClassVar[dict[str, Any]] = {"learning_rate": 5e-3}
 
     def defaults(self, model_type: str) -> dict[str, Any]:
-        """"""
+        """20 places, the most that simple classification wants (Liu et al.), and what PEFT's example has."""
         return {"num_virtual_tokens": 20}
 
 
