@@ -58,7 +58,11 @@ _SUPPORTED = {
 
 
 class Lora(Method):
-    """LoRA with `peft.LoraConfig`; W0 x + (lora_alpha / r) B A x."""
+    """LoRA with `peft.LoraConfig`; W0 x + (lora_alpha / r) B A x.
+
+    The learning rate is the training settings' own: on MiniLM and 2,500 disaster tweets, two epochs, one
+    seed, 0.0001, 0.0003 and 0.0005 ended at F1 0.779, 0.777 and 0.779 (DoRA with the last one at 0.779).
+    """
 
     name = "lora"
     summary = "low-rank updates of linear layers"
