@@ -107,8 +107,8 @@ class Prefix(Method):
     """Prefix tuning with `peft.PrefixTuningConfig`.
 
     Learning rate: measured here, with the MLP of `defaults`. Adam moves a prefix by about rate x
-    encoder_hidden_size a step: with 384 hidden units 3e-4 learned, at 1e-3 the loss stayed where it began. Li &
-    Liang train theirs at 5e-5 to 8e-5.
+    encoder_hidden_size a step: with 384 hidden units 3e-4 learned, and at 1e-3 the loss stayed where it
+    began. Li & Liang train theirs at 5e-5 to 8e-5.
     """
 
     name = "prefix"
