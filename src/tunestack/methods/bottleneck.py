@@ -250,7 +250,11 @@ class Series(Bottleneck):
 
 
 class Parallel(Bottleneck):
-    """Adapters beside the feed-forward network: ffn(x) + 4 up(f(down(x))) (He et al., arXiv:2110.04366)."""
+    """Adapters beside the feed-forward network: ffn(x) + 4 up(f(down(x))) (He et al., arXiv:2110.04366).
+
+    x is what the network itself gets, after a norm before it; AdapterHub takes the residual there.
+    The learning rate is that of series adapters.
+    """
 
     name = "parallel"
     summary = "small networks beside the feed-forward network"
