@@ -36,7 +36,7 @@ HUB_CASES: dict[str, dict[str, Any]] = {
     "double_seq_bn": {"reduction_factor": 4},
     "learned": {"reduction_factor": 2, "non_linearity": "gelu", "scaling": "learned"},
     "seq_bn": {"reduction_factor": 4, "non_linearity": "relu", "after": "ffn"},
-    "par_bn": {"reduction_factor": 4, "placement": "parallel"},
+    "par_bn": {"placement": "parallel"},
 }
 LLAMA_PLACES = {"attention_adapters": "self_attn.o_proj", "output_adapters": "mlp.down_proj"}
 
@@ -56,6 +56,7 @@ class Recorded:
         self.logits = tensors[f"{case}/logits"]
         self.weights = self._ours(_under(tensors, f"{case}/weights/"))
         self.gradients = self._ours(_under(tensors, f"{case}/gradients/"))
+        assert min(float(gradient.abs().max()) for gradient in self.gradients.values()) > 1e-4
 
     def _ours(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {self._name(name): tensor for name, tensor in tensors.items()}
