@@ -56,6 +56,8 @@ LAYOUTS: dict[str, Layout] = {
     "bert": _BERT,
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
+    "camembert": _ROBERTA,
+    "mpnet": Layout("q", "k", "v", "attn.o", "intermediate.dense", "output.dense", ("classifier",), 2),
     "electra": _BERT,
     "distilbert": Layout(
         "q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2", ("pre_classifier", "classifier"), 0

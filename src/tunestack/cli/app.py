@@ -297,11 +297,13 @@ def methods(
     import json
     import warnings
 
+    import torch
     from rich.markdown import Markdown
     from rich.progress import Progress, SpinnerColumn, TextColumn
 
     from tunestack.matrix import markdown, probe
 
+    torch.set_num_threads(1)  # tiny models gain nothing from more
     warnings.simplefilter("ignore")  # of PEFT and PyTorch, about fields that nobody gave
     columns = (SpinnerColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=errors, transient=True) as progress:

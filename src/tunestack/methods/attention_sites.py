@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from tunestack.bases.layout import LAYOUTS
 from tunestack.errors import Problem, UserError
 from tunestack.methods.sites import SharedInputError, Span
 
@@ -167,7 +168,11 @@ def find_way(model: PreTrainedModel) -> Way | None:
         return None  # layers of other kinds keep other states than keys and values
     backbone: Any = model.base_model
     takes = inspect.signature(type(backbone).forward).parameters
+    # Some encoders take a cache and use it only as decoders: those with code of their own must be known.
+    known = config.model_type in LAYOUTS or any(_asks_registry(type(module)) for module in backbone.modules())
     if "past_key_values" in takes and not config.is_encoder_decoder:
+        if not known:
+            return None
         counts = "position_ids" in takes and not _positions_from_mask(backbone)
         return ThroughCache(counts, _position_padding(backbone), _longest_mask(backbone))
     encoder: nn.Module = backbone.get_encoder() if config.is_encoder_decoder else backbone
