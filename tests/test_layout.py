@@ -28,7 +28,7 @@ OUTSIDE = "megatron-bert"
 
 
 def fields(kind: str) -> dict[str, object]:
-    """As published models have them: RoBERTa's padding is token 1, DeBERTa's may have a table of positions."""
+    """As published models have them: RoBERTa pads with token 1, a DeBERTa may have a table of positions."""
     own = {"deberta-v2": {"position_biased_input": True}, "roberta": {"pad_token_id": 1}}
     twin = TWINS.get(kind, kind)
     return {**tiny.CONFIGS[twin], **own.get(twin, {}), "model_type": kind}
