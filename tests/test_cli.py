@@ -92,7 +92,7 @@ def test_problems_are_printed_with_what_to_do_and_exit_code_2(
         "expected: how many seeds, at least 1, or a list of them",
         "expected: a column '[txt]' in the first line",
         "fix:      Did you mean 'metric'?",
-        "fix:      Did you mean 'lora'?",
+        "fix:      Did you mean 'lora'",
     ]:
         assert line in done.stderr
     assert not (tmp_path / "run").exists()

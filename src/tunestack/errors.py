@@ -80,5 +80,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if not names:
         return "None is known."
     near = difflib.get_close_matches(name, names, n=2, cutoff=0.6)
+    near.sort(key=lambda other: sorted(other) != sorted(name))  # letters that changed places come first
     hint = "Did you mean " + " or ".join(repr(candidate) for candidate in near) + "? " if near else ""
     return f"{hint}Known: {', '.join(names)}."
