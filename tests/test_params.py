@@ -178,3 +178,66 @@ def test_a_config_that_cannot_be_used_is_a_user_error(
         path.write_text(content)
     with pytest.raises(UserError, match=message):
         count_parameters(path, "lora", {})
+
+
+MT0_LARGE: dict[str, Any] = {
+    "model_type": "mt5",
+    "vocab_size": 250_112,
+    "d_model": 1024,
+    "d_kv": 64,
+    "d_ff": 2816,
+    "num_layers": 24,
+    "num_decoder_layers": 24,
+    "num_heads": 16,
+    "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": False,
+}
+ROBERTA_BASE: dict[str, Any] = {
+    "model_type": "roberta",
+    "vocab_size": 50_265,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 514,
+    "type_vocab_size": 1,
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "fields", "trainable", "frozen", "share"),
+    [
+        # The published count is of a language model, which has an output layer where a classifier has none.
+        (MT0_LARGE, {"r": 8}, 2_359_296, 973_466_624, 0.19),
+        (ROBERTA_BASE, {"r": 8, "bias": "all", "modules_to_save": ["LayerNorm"]}, 416_256, 124_055_040, 0.34),
+    ],
+)
+def test_published_counts_without_a_head(
+    config: dict[str, Any], fields: dict[str, Any], trainable: int, frozen: int, share: float, tmp_path: Path
+) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    count = count_parameters(path, "lora", fields)
+    assert count.by_part["lora (trained)"] == trainable
+    assert count.by_part["base (frozen)"] == frozen
+    own_output = config["vocab_size"] * config["d_model"] if config is MT0_LARGE else 0
+    assert 100 * trainable / (frozen + own_output + trainable) == pytest.approx(share, abs=0.006)
+
+
+@pytest.mark.parametrize(
+    ("method", "added"),
+    [
+        ("bitfit", 12 * (4 * 768 + 3072 + 768) + 12 * 2 * 768 + 768),
+        ("layernorm", (12 * 2 + 1) * 2 * 768),
+        ("ia3", 12 * (768 + 768 + 3072 + 768)),
+        ("vera", 12 * 2 * (768 + 256)),
+        ("adalora", 12 * 4 * (12 * (768 + 768) + 12) + 12 * 2 * (12 * (768 + 3072) + 12)),
+    ],
+)
+def test_counts_of_other_methods(method: str, added: int, tmp_path: Path) -> None:
+    """Each by its formula, on RoBERTa-base."""
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(ROBERTA_BASE))
+    count = count_parameters(path, method, {})
+    assert count.by_part[f"{method} (trained)"] == added
+    assert count.by_part["base (frozen)"] >= 124_055_040

@@ -34,7 +34,7 @@ class _Known:
     """What PEFT's registry does not say of a method.
 
     summary: what trains. paper: where PEFT's sources name none. training: defaults. fields: defaults of the
-    config. starts_as_base, merges: as `Method` has them. unfit: why it cannot be trained here.
+    config. starts_as_base: as `Method` has it. unfit: why it cannot be trained here.
     """
 
     summary: str = ""
@@ -42,7 +42,6 @@ class _Known:
     training: Mapping[str, Any] = field(default_factory=dict)
     fields: Mapping[str, Any] = field(default_factory=dict)
     starts_as_base: bool = True
-    merges: bool = True
     unfit: str = ""
 
 
@@ -58,7 +57,7 @@ def _rate(own: float, head: float | None = None) -> dict[str, Any]:
 # differ from 1e-4, our default too; AdaLoRA's is that of its authors' script for SST-2.
 _KNOWN: dict[str, _Known] = {
     "adalora": _Known("low-rank updates whose ranks are pruned", "2303.10512", _rate(8e-4)),
-    "adamss": _Known("updates in subspaces of the weights", merges=False),
+    "adamss": _Known("updates in subspaces of the weights"),
     "beft": _Known("biases of single projections"),
     "boft": _Known("rotations of weights, by butterflies", "2311.06243"),
     "c3a": _Known("circular convolutions", training=_rate(3e-1, 1e-4)),
@@ -104,6 +103,7 @@ class ThroughPeft(Method):
     """
 
     stacks = False
+    merges = True
     has_fast = True
     tuner_class: ClassVar[Any]
     known: ClassVar[_Known]
@@ -219,7 +219,6 @@ def _family(name: str, config_class: type[PeftConfig], tuner_class: Any) -> Meth
         "tuner_class": tuner_class,
         "training_defaults": dict(known.training),
         "starts_as_base": known.starts_as_base,
-        "merges": known.merges,
         "known": known,
     }
     method: Method = type(config_class.__name__.removesuffix("Config"), (ThroughPeft,), members)()
