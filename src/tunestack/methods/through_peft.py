@@ -34,7 +34,7 @@ class _Known:
     """What PEFT's registry does not say of a method.
 
     summary: what trains. paper: where PEFT's sources name none. training: defaults. fields: defaults of the
-    config. starts_as_base: as `Method` has it. unfit: why it cannot be trained here.
+    config. starts_as_base, merges: as `Method` has them. unfit: why it cannot be trained here.
     """
 
     summary: str = ""
@@ -42,6 +42,7 @@ class _Known:
     training: Mapping[str, Any] = field(default_factory=dict)
     fields: Mapping[str, Any] = field(default_factory=dict)
     starts_as_base: bool = True
+    merges: bool = True
     unfit: str = ""
 
 
@@ -103,7 +104,6 @@ class ThroughPeft(Method):
     """
 
     stacks = False
-    merges = True
     has_fast = True
     tuner_class: ClassVar[Any]
     known: ClassVar[_Known]
@@ -219,6 +219,7 @@ def _family(name: str, config_class: type[PeftConfig], tuner_class: Any) -> Meth
         "tuner_class": tuner_class,
         "training_defaults": dict(known.training),
         "starts_as_base": known.starts_as_base,
+        "merges": known.merges,
         "known": known,
     }
     method: Method = type(config_class.__name__.removesuffix("Config"), (ThroughPeft,), members)()
