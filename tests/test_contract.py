@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import subprocess
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,7 @@ from torch import Tensor
 import tiny
 from families import FAMILIES, PEFT_CANNOT, Family
 from tunestack.bases import Base
+from tunestack.choice import Description
 from tunestack.data.encode import pad
 from tunestack.errors import UserError
 from tunestack.methods.base import ADAPTER_CONFIG, PEFT_PREFIX, PROMPT_PREFIX, read_tensors
@@ -360,3 +363,69 @@ def test_a_refusal_names_what_can_work(bench: Callable[[str], Bench], kind: str,
     if told is not None:
         assert family.name not in bench(kind).seen
         assert len(told) > 60
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("roberta", "float32"), ("llama", "float32"), ("llama", "bfloat16")]
+)
+def test_whole_trainings_together_equal_those_alone(tmp_path: Path, kind: str, dtype: str) -> None:
+    base = tiny.open_base(f"random:{tiny.write_config(tmp_path, kind)}", dtype=dtype)
+    work = tiny.workload(base)
+    trials = [
+        tiny.trial(base, family.name, 1 + index, method=family.name, epochs=1, **family.fields)
+        for index, family in enumerate(FAMILIES)
+        if family.method.stacks and not (kind == "llama" and family.name == "bitfit")
+    ]
+    together, alone = tiny.run(work, trials), tiny.alone(work, trials)
+    for key, ended in alone.items():
+        if dtype == "float32":
+            tiny.assert_same(together[key], ended)
+        else:
+            assert together[key].failure is ended.failure is None
+            np.testing.assert_allclose(
+                together[key].probabilities["validation"], ended.probabilities["validation"], atol=0.1
+            )
+
+
+LOAD = """
+import json, sys
+import tunestack
+places, texts = json.load(open(sys.argv[1]))
+predictors = {name: tunestack.load(folder, device="cpu") for name, folder in places.items()}
+answers = {name: predictor.predict_proba(texts).tolist() for name, predictor in predictors.items()}
+json.dump(answers, open(sys.argv[2], "w"))
+"""
+
+
+def test_everything_loads_in_a_fresh_process(tmp_path: Path) -> None:
+    places, expected, texts = {}, {}, tiny.texts(5, seed=4)["text"]
+    for kind in ("roberta", "llama"):
+        base = tiny.open_base(str(tiny.save_base(tmp_path, kind)))
+        work = tiny.workload(base, rows=8)
+        encoded = work.task.encode(base, {"text": texts}, 512)
+        for family in FAMILIES:
+            if kind == "llama" and family.name == "bitfit":
+                continue
+            trial = tiny.trial(base, family.name, 2, method=family.name, **family.fields)
+            stack = open_stack(work, alone=not family.method.stacks)
+            slot = stack.open(trial)
+            disturb(slot)
+            folder = tmp_path / f"{kind}-{family.name}"
+            family.method.save(folder, slot.config, slot.adapter, stack.host, base.name)
+            if family.method.saves_whole_model:
+                base.tokenizer.save_pretrained(folder)  # as the run folder has it
+            Description(kind="method", method=family.name, base=base.settings, label_names=tiny.LABELS).save(
+                folder
+            )
+            places[folder.name] = str(folder)
+            expected[folder.name] = work.task.probabilities(stack.logits([slot], encoded)[0])
+    asked, answered = tmp_path / "asked.json", tmp_path / "answered.json"
+    asked.write_text(json.dumps([places, texts]))
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, str(asked), str(answered)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    answers = json.loads(answered.read_text())
+    assert len(answers) == 2 * len(FAMILIES) - 1
+    for name, probabilities in answers.items():
+        np.testing.assert_allclose(probabilities, expected[name], atol=2e-5, err_msg=name)
