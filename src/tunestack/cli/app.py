@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
+from tunestack.cli.options import (
+    Bases,
+    GroupDuplicates,
+    Label,
+    Labels,
+    PositiveLabel,
+    Source,
+    SplitSeed,
+    Subset,
+    Test,
+    Text,
+    TextPair,
+    TrainSize,
+    Validation,
+)
+from tunestack.cli.terminal import console, errors, say, told_to_users
 from tunestack.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,68 +37,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-console = Console()
-errors = Console(stderr=True)
-
-Source = Annotated[
-    str,
-    typer.Argument(
-        help="A CSV, TSV, JSON, JSONL or Parquet file, a folder, a Hub data set id.", show_default=False
-    ),
-]
-Text = Annotated[str | None, typer.Option(help="Column with the text. [default: text]", show_default=False)]
-TextPair = Annotated[
-    str | None, typer.Option(help="Column with the second text, for pairs.", show_default=False)
-]
-Label = Annotated[
-    str | None, typer.Option(help="Column with the label. [default: label]", show_default=False)
-]
-Labels = Annotated[
-    list[str] | None, typer.Option("--labels", help="Label names in id order; repeat.", show_default=False)
-]
-PositiveLabel = Annotated[
-    str | None, typer.Option(help="With two classes: the one that F1 is about.", show_default=False)
-]
-Validation = Annotated[str | None, typer.Option(help="A file of its own for validation.", show_default=False)]
-Test = Annotated[str | None, typer.Option(help="A file of its own for the final test.", show_default=False)]
-Subset = Annotated[str | None, typer.Option(help="The Hub data set's configuration.", show_default=False)]
-TrainSize = Annotated[
-    float | None,
-    typer.Option(help="Share of rows to train on, where we split. [default: 0.8]", show_default=False),
-]
-SplitSeed = Annotated[int | None, typer.Option(help="Seed of that split. [default: 42]", show_default=False)]
-GroupDuplicates = Annotated[
-    bool | None,
-    typer.Option(
-        "--group-duplicates/--no-group-duplicates",
-        help="Keep identical texts on one side of our split. [default: on]",
-        show_default=False,
-    ),
-]
-Bases = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--base", help="Hub id, folder, packaged:NAME or random:CONFIG.json; repeat.", show_default=False
-    ),
-]
-
-
-@contextlib.contextmanager
-def _told_to_users() -> Iterator[None]:
-    """Print what users can mend, and leave with exit code 2; everything else is a bug and shows as one."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
-    except UserError as error:
-        count = len(error.problems)
-        errors.print(f"[bold red]{count} problem{'s' if count > 1 else ''}:[/]")
-        for problem in error.problems:
-            errors.print(f"\n[bold]{escape(problem.where)}[/]", highlight=False)
-            for word in ("expected", "found", "fix"):
-                text = escape(str(getattr(problem, word)))
-                errors.print(f"  [dim]{word + ':':<10}[/]{text}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from None
 
 
 @app.command()
@@ -194,7 +144,7 @@ def compare(
         "measure_costs": costs,
         "output": output,
     }
-    with _told_to_users():
+    with told_to_users():
         from tunestack.api import comparison
         from tunestack.settings import read_settings
 
@@ -209,10 +159,10 @@ def compare(
             with Display(errors, config.metric) as display:
                 results = run_comparison(config, display.notify)
         except KeyboardInterrupt:
-            _say(errors, f"\nStopped. What was trained is in {folder}; the same command goes on from there.")
+            say(errors, f"\nStopped. What was trained is in {folder}; the same command goes on from there.")
             raise
         console.print(render_terminal(results))
-        _say(console, f"\nReport: {folder / 'report.html'}")
+        say(console, f"\nReport: {folder / 'report.html'}")
         if results.verdict is None:  # every candidate failed
             raise typer.Exit(1)
 
@@ -249,7 +199,7 @@ def describe(
         "seed": split_seed,
         "group_duplicates": group_duplicates,
     }
-    with _told_to_users():
+    with told_to_users():
         import json
 
         from tunestack.api import describe as describe_data
@@ -279,7 +229,7 @@ def params(
     num_labels: Annotated[int, typer.Option(help="Classes of the head.")] = 2,
 ) -> None:
     """Count trainable and total parameters without any weights."""
-    with _told_to_users():
+    with told_to_users():
         from tunestack.params import count_parameters, render_params
 
         targets: Any = target_modules
@@ -328,7 +278,7 @@ def predict(
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the base.")] = False,
 ) -> None:
     """Label new text with what was trained; files of any size."""
-    with _told_to_users():
+    with told_to_users():
         from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
         from tunestack.saved import load
@@ -340,7 +290,7 @@ def predict(
             task = progress.add_task("0 rows")
             for done in predictor.predict_file(source, out):
                 progress.update(task, description=f"{done:,} rows")
-        _say(console, f"{done:,} rows labelled: {out}")
+        say(console, f"{done:,} rows labelled: {out}")
 
 
 @app.command()
@@ -376,7 +326,7 @@ def export(
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the base.")] = False,
 ) -> None:
     """Put what was trained into a folder to use elsewhere, or on the Hub, with a model card."""
-    with _told_to_users():
+    with told_to_users():
         import tempfile
 
         from tunestack.errors import Problem
@@ -396,9 +346,9 @@ def export(
             target = Path(spare) / "export" if out is None else out
             folder = export_candidate(path, target, candidate=candidate, seed=seed, options=options)
             if out is not None:
-                _say(console, f"Exported: {folder}")
+                say(console, f"Exported: {folder}")
             if repository is not None:
-                _say(console, f"Uploaded: {upload(folder, repository, private)}")
+                say(console, f"Uploaded: {upload(folder, repository, private)}")
 
 
 @app.command()
@@ -406,7 +356,7 @@ def report(
     run: Annotated[Path, typer.Argument(help="A run folder with results.json.")],
 ) -> None:
     """Write report.html and leaderboard.md anew from results.json."""
-    with _told_to_users():
+    with told_to_users():
         from tunestack.errors import Problem
         from tunestack.report.html import write_report
         from tunestack.report.leaderboard import write_leaderboard
@@ -419,7 +369,7 @@ def report(
             )
         results = read_json(Results, run / "results.json")
         write_leaderboard(results, run / "leaderboard.md")
-        _say(console, str(write_report(results, run)))
+        say(console, str(write_report(results, run)))
 
 
 def _with_base_flags(values: dict[str, Any], dtype: str | None, trusted: list[str]) -> dict[str, Any]:
@@ -440,11 +390,6 @@ def _with_base_flags(values: dict[str, Any], dtype: str | None, trusted: list[st
         return {**entry, **_given({"dtype": dtype}), **trust}
 
     return {**values, "bases": [flagged(entry) if isinstance(entry, dict) else entry for entry in entries]}
-
-
-def _say(where: Console, text: str) -> None:
-    """Print a line as it is: paths may hold what rich takes for markup, and are copied from the terminal."""
-    where.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

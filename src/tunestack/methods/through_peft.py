@@ -55,7 +55,7 @@ def _rate(own: float, head: float | None = None) -> dict[str, Any]:
 
 # Learning rates are those of PEFT's examples of sequence classification (C3A, FourierFT, VeRA; the head of
 # C3A learns at the usual 1e-4 instead of 4e-6) and else of its method_comparison/MetaMathQA, where they
-# differ from 1e-4, our default too; AdaLoRA's is that of its authors' script for SST-2.
+# differ from 1e-4, our default too; AdaLoRA's is that of a script after its authors' run on SST-2.
 _KNOWN: dict[str, _Known] = {
     "adalora": _Known("low-rank updates whose ranks are pruned", "2303.10512", _rate(8e-4)),
     "adamss": _Known("updates in subspaces of the weights"),
