@@ -200,7 +200,7 @@ class Prefix(Method):
 
 
 class PTuningV2(Prefix):
-    """P-tuning v2: prefix tuning without the MLP.
+    """P-tuning v2: prefix tuning without the MLP (Liu et al., arXiv:2110.07602).
 
     Learning rate: 5e-3, as Liu et al.'s scripts have it for BoolQ with BERT; for RTE they have 1e-2, and so
     does PEFT's example. Measured here, 1e-2 and 2e-2 are no better on validation.
