@@ -19,24 +19,26 @@ _ROWS = 256
 
 
 class _FrozenLinear(torch.autograd.Function):
-    """x W^T + b in bf16, with a gradient for x [rows, features] alone."""
+    """x W^T + b in bf16, x [..., features], with a gradient for x alone.
+
+    What it gives is no view, so that whoever writes into it costs autograd no copies.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, packed: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(weight)
-        result: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
-        return result
+        ctx.weight = weight
+        rows = x.reshape(-1, x.shape[-1])
+        result = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
+        return torch.ops.aten._unsafe_view(result, (*x.shape[:-1], result.shape[-1]))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        (weight,) = ctx.saved_tensors
-        return grads[0] @ weight, None, None, None
+        return grads[0] @ ctx.weight, None, None, None
 
 
 def _forward(packed: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-    rows = x.reshape(-1, x.shape[-1])
-    result: Tensor = _FrozenLinear.apply(rows, packed, weight, bias)  # type: ignore[no-untyped-call]
-    return result.view(*x.shape[:-1], -1)
+    result: Tensor = _FrozenLinear.apply(x, packed, weight, bias)  # type: ignore[no-untyped-call]
+    return result
 
 
 def pack_linears(model: nn.Module, head: Iterable[str]) -> None:
