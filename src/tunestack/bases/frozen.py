@@ -28,8 +28,9 @@ class _FrozenLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, packed: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.weight = weight
         rows = x.reshape(-1, x.shape[-1])
-        result = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
-        return torch.ops.aten._unsafe_view(result, (*x.shape[:-1], result.shape[-1]))
+        flat = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
+        result: Tensor = torch.ops.aten._unsafe_view(flat, (*x.shape[:-1], flat.shape[-1]))
+        return result
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
