@@ -30,8 +30,9 @@ demo: install ## compare methods on the embedded example; the report lands in ru
 
 check: lint types test ## ruff, mypy and pytest
 
+# A process a core with one thread each: the tests' models are too small for more.
 test: install browser ## pytest; choose tests with ARGS="-k stack"
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: install
 	$(BIN)/ruff check .
