@@ -173,7 +173,12 @@ def test_check_beside_test_runs_each_tool_once(tmp_path: Path) -> None:
         for line in dry_run("check test", tmp_path)
         if "/venv/bin/" in line and "-m pip" not in line and not line.startswith("touch")
     ]
-    assert tools == ["ruff check .", "ruff format --check .", "mypy", "python -m pytest"]
+    assert tools == [
+        "ruff check .",
+        "ruff format --check .",
+        "mypy",
+        "python -m pytest -n auto --dist loadfile",
+    ]
 
 
 def test_ci_runs_both_targets_in_one_make() -> None:

@@ -26,7 +26,7 @@ def told_to_users() -> Iterator[None]:
         count = len(error.problems)
         errors.print(f"[bold red]{count} problem{'s' if count > 1 else ''}:[/]")
         for problem in error.problems:
-            errors.print(f"\n[bold]{escape(problem.where)}[/]", highlight=False)
+            errors.print(f"\n[bold]{escape(problem.where)}[/]", highlight=False, soft_wrap=True)
             for word in ("expected", "found", "fix"):
                 text = escape(str(getattr(problem, word)))
                 errors.print(f"  [dim]{word + ':':<10}[/]{text}", highlight=False, soft_wrap=True)
