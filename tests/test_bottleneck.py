@@ -520,3 +520,31 @@ def test_defaults_are_those_of_the_papers() -> None:
     assert BottleneckConfig(reduction_factor=0.5).size(8) == 16
     assert BottleneckConfig(target_modules=["query"]).after is None
     assert BottleneckConfig(after="ffn").after == ["ffn"]
+
+
+def test_an_interrupted_forward_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Out of memory, what a sublayer's beginning kept for its end must not be in the way of the next try."""
+    base = tiny.random_base(tmp_path, "llama")
+    work = tiny.workload(base)
+    held: list[int] = []
+
+    class Failing(tiny.Watched):
+        def _backward(self, slots: Any) -> list[float]:
+            taps = [
+                part
+                for site in self.host.sites.values()
+                for parts in site.parts.values()
+                for part in parts
+                if isinstance(part, Tap)
+            ]
+            held.append(sum(tap.kept is not None for tap in taps))
+            if len(slots) > 1:
+                for tap in taps:
+                    tap.kept = torch.zeros(1)
+                raise torch.OutOfMemoryError("out of memory")
+            return super()._backward(slots)
+
+    trials = [tiny.trial(base, f"parallel-{seed}", seed, method="parallel", epochs=1) for seed in (1, 2)]
+    ended = tiny.run(work, trials, stack=Failing)
+    assert not any(trial.failure for trial in ended.values())
+    assert not any(held)

@@ -211,3 +211,14 @@ def test_evaluation_out_of_memory_takes_smaller_batches(tmp_path: Path) -> None:
     wide = tiny.run(work, trials)
     for key, ended in tiny.run(work, trials, stack=Cramped).items():
         tiny.assert_same(ended, wide[key])
+
+
+def test_texts_have_the_room_that_a_prompt_leaves(tmp_path: Path) -> None:
+    """A prompt takes places of the base's table, not of what the tokenizer allows."""
+    base = tiny.random_base(tmp_path, "bert", max_position_embeddings=96)
+    assert base.room_for_text(512) == 96
+    assert base.room_for_text(512, 20) == 76
+    assert base.room_for_text(40, 20) == 40
+    base.tokenizer.model_max_length = 32
+    assert base.room_for_text(512, 20) == 32
+    assert base.room_for_text(512, 80) == 16

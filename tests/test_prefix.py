@@ -450,7 +450,7 @@ def test_what_cannot_work_is_refused_with_what_can(tmp_path: Path) -> None:
     assert "DebertaV2ForSequenceClassification, which computes attention in a way of its own" in said
     assert "lora" in said
     base = tiny.random_base(tmp_path, "bert")
-    assert "less than the base's 96 positions" in refused(base, num_virtual_tokens=96)
+    assert "1 to 93: the base has 96 positions" in refused(base, num_virtual_tokens=96)
     assert "found 0" in refused(base, "p-tuning-v2", num_virtual_tokens=0)
     assert "Did you mean 'num_virtual_tokens'" in refused(base, num_virtual_token=3)
     assert "init_weights" in refused(base, init_weights="ones")

@@ -305,3 +305,18 @@ def test_full_fine_tuning_beside_a_stack_and_with_other_seeds(tmp_path: Path) ->
     for name, tensor in first.items():
         fresh = name in ("classifier.weight", "bert.pooler.dense.weight")
         assert torch.allclose(tensor, second[name], atol=1e-6) != fresh, name
+
+
+def test_attention_dropout_is_off_in_any_company(tmp_path: Path) -> None:
+    """BLOOM's is a module of its own, whose masks would depend on how long the company's prefixes are."""
+    base = tiny.random_base(tmp_path, "bloom", attention_dropout=0.3)
+    work = tiny.workload(base)
+    trials = [
+        tiny.trial(base, "dropped", 1, base_dropout=True),
+        tiny.trial(base, "prefixed", 2, method="p-tuning-v2", num_virtual_tokens=5),
+    ]
+    together, solo = tiny.run(work, trials), tiny.alone(work, trials)
+    for trial in trials:
+        tiny.assert_same(together[trial.key], solo[trial.key])
+    calm = tiny.run(work, [tiny.trial(base, "calm", 1)])["calm"]
+    tiny.assert_same(calm, solo["dropped"])

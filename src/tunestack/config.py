@@ -79,7 +79,8 @@ class TrainingConfig(Settings):
     early_stopping_patience: int | None = Field(default=None, ge=1)
     """Stop after this many evaluations without a better validation metric."""
     base_dropout: bool = False
-    """Whether the base's own dropout layers are active in training (dropout inside attention is not)."""
+    """Whether the base's own dropout layers are active in training (those inside attention, and inside heads
+    that a method trains beside the base, are not)."""
 
 
 class MethodConfig(Settings):

@@ -55,8 +55,14 @@ class Base:
         return int(min(self.tokenizer.model_max_length, positions - row.position_offset))
 
     def room_for_text(self, max_length: int, positions: int = 0) -> int:
-        """How many tokens a text may have, where `positions` places are taken before it."""
-        return min(max_length, self.longest_input - positions)
+        """How many tokens a text may have, where `positions` of the base's places are taken before it."""
+        config = self.config.get_text_config()
+        row = LAYOUTS.get(config.model_type)
+        places = getattr(config, "max_position_embeddings", None)
+        if places is None or not positions:
+            return min(max_length, self.longest_input)
+        unused = (row and row.position_offset) or 0
+        return min(max_length, self.longest_input, int(places) - unused - positions)
 
     def token_lengths(self, texts: list[str]) -> list[int]:
         """How many tokens each text has, special ones included, uncut."""

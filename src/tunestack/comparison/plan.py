@@ -46,7 +46,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class MethodCandidate:
-    """A method with its hyper-parameters on a base; one trial a seed."""
+    """A method with its hyper-parameters on a base; one trial a seed.
+
+    positions: how many of the base's places for a text the method takes for itself.
+    """
 
     name: str
     base: str
@@ -54,6 +57,7 @@ class MethodCandidate:
     config: PeftConfig
     training: TrainingConfig
     fields: dict[str, Any]
+    positions: int = 0
     kind: ClassVar[Literal["method", "baseline"]] = "method"
 
     @property
@@ -333,7 +337,8 @@ def _candidate(
     if training is not None:
         method.check_training(training)
         shown = {**method.defaults(model_type), **fields}
-        yield MethodCandidate(name, base, method, settings, training, shown)
+        taken = method.positions_taken(settings, skeleton)
+        yield MethodCandidate(name, base, method, settings, training, shown, taken)
 
 
 def _label(variant: _Variant, alone: bool) -> str:

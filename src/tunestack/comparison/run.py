@@ -224,14 +224,16 @@ def _cut_texts(plan: Plan) -> list[str]:
     limits: dict[tuple[str, int], list[str]] = {}
     for candidate in plan.candidates:
         if isinstance(candidate, MethodCandidate):
-            limits.setdefault((candidate.base, candidate.training.max_length), []).append(candidate.name)
+            limit = plan.bases[candidate.base].room_for_text(
+                candidate.training.max_length, candidate.positions
+            )
+            limits.setdefault((candidate.base, limit), []).append(candidate.name)
     sentences = []
-    for (name, max_length), names in limits.items():
+    for (name, limit), names in limits.items():
         base = plan.bases[name]
         splits = plan.data.splits().values()
-        cut = sum(plan.task.encode(base, split, max_length).truncated for split in splits)
+        cut = sum(plan.task.encode(base, split, limit).truncated for split in splits)
         if cut:
-            limit = min(max_length, base.longest_input)
             sentences.append(f"{cut:,} texts are cut at {limit} tokens of {name} for {', '.join(names)}.")
     return sentences
 

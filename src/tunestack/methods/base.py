@@ -175,6 +175,10 @@ class Method(ABC):
         """The fields that a user who gives none gets on this kind of base."""
         return {}
 
+    def positions_taken(self, config: PeftConfig, model: PreTrainedModel) -> int:
+        """How many of the base's places for a text this config takes for itself."""
+        return 0
+
     @abstractmethod
     def check(self, config: PeftConfig, model: PreTrainedModel) -> None:
         """Raise UserError for what cannot work on this model (which may be on the meta device)."""

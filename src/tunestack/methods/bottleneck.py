@@ -36,6 +36,10 @@ class Tap(Part):
             member.part.kept = x
         return x
 
+    def forget(self) -> None:
+        """Activations of a forward that ran out of memory would be in the way of the next one."""
+        self.kept = None
+
     def take(self) -> Tensor:
         """What was kept, once: activations must not outlive their use."""
         kept, self.kept = self.kept, None

@@ -34,6 +34,7 @@ from tunestack.methods.base import (
     check_whole_modules,
     decays,
 )
+from tunestack.methods.prompt import SHORTEST_TEXT
 from tunestack.methods.sites import Host, Member, Part, stable_hash
 
 SAVED = "prompt_embeddings"
@@ -140,8 +141,9 @@ class Prefix(Method):
         else:
             self._check_sizes(config, model, problems)
             room = _table_of_positions(model.config) if way.moves_text else math.inf
-            if not 1 <= (config.num_virtual_tokens or 0) < room:
-                limit = "" if room == math.inf else f", less than the base's {room} positions"
+            most = room - SHORTEST_TEXT
+            if not 1 <= (config.num_virtual_tokens or 0) <= most:
+                limit = "" if room == math.inf else f" to {most}: the base has {room} positions"
                 problems.add(
                     f"{self.name}.num_virtual_tokens",
                     expected=f"a whole number from 1{limit}",
@@ -149,6 +151,11 @@ class Prefix(Method):
                     fix="5 to 100 are usual.",
                 )
         problems.raise_if_any()
+
+    def positions_taken(self, config: Any, model: PreTrainedModel) -> int:
+        """One for every virtual token, where the text's positions begin after them."""
+        way = find_way(model)
+        return int(config.num_virtual_tokens) if way is not None and way.moves_text else 0
 
     def _check_sizes(self, config: PrefixTuningConfig, model: PreTrainedModel, problems: Problems) -> None:
         own = with_sizes(config, model.config)
@@ -182,7 +189,7 @@ class Prefix(Method):
         part.to(model.device)
         way.open(model)
         host.place("", slot, part)
-        adapter = Adapter(positions=own.num_virtual_tokens if way.moves_text else 0)
+        adapter = Adapter(positions=self.positions_taken(own, model))
         if mlp is None:
             adapter.add(SAVED, part.embedding)
         else:

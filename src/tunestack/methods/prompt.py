@@ -184,6 +184,10 @@ class PromptLearning(Method):
                 fix="Choose a number in that range; 10 to 100 are usual.",
             )
 
+    def positions_taken(self, config: Any, model: PreTrainedModel) -> int:
+        """One for every virtual token, where the base has a table of positions."""
+        return int(config.num_virtual_tokens) if has_position_table(model) else 0
+
     def attach(self, config: PeftConfig, host: Host, slot: int, seed: int) -> Adapter:
         """Place the prompt at the input embeddings, and the slot's own head."""
         model: Any = host.model
@@ -191,7 +195,7 @@ class PromptLearning(Method):
         name = embeddings_name(model)
         weight = model.get_submodule(name).weight
         count = fields.num_virtual_tokens
-        adapter = Adapter(virtual_tokens=count, positions=count if has_position_table(model) else 0)
+        adapter = Adapter(virtual_tokens=count, positions=self.positions_taken(config, model))
         if fields.inference_mode:
             prompt: nn.Module = Table(torch.zeros(count, fields.token_dim))
         else:

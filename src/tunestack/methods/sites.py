@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -131,6 +132,9 @@ class Part(nn.Module):
     def arguments(cls, batch: dict[str, Any], members: Sequence[Member]) -> dict[str, Any]:
         """Change what the model is called with; for parts placed at the model itself (`""`)."""
         return batch
+
+    def forget(self) -> None:
+        """Let go of what a forward kept for later, for that forward did not come to its end."""
 
     def removed(self, host: Host) -> None:
         """Undo what placing it at the model itself did beside; called when its slot has left."""
@@ -267,6 +271,12 @@ class Host:
             for site in inside:
                 site.open()
 
+    def forget(self) -> None:
+        """Let go of what an interrupted forward left behind."""
+        for site in self.sites.values():
+            for part in itertools.chain.from_iterable(site.parts.values()):
+                part.forget()
+
     def remove(self, slot: int) -> None:
         """Take a slot's parts out everywhere; the base is then what it was before for that slot."""
         for part in self.entrance.pop(slot, []):
@@ -318,7 +328,10 @@ def replace_rows(y: Tensor, pieces: Sequence[Tensor], members: Sequence[Member])
 
 
 class Dropout(Part):
-    """The base's own dropout, active for the slots that ask for it, with masks of their own."""
+    """The base's own dropout, active for the slots that ask for it, with masks of their own.
+
+    Not that inside attention: whether it is a module of its own is up to the architecture.
+    """
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -327,6 +340,8 @@ class Dropout(Part):
     @classmethod
     def after(cls, x: Tensor, y: Tensor, members: Sequence[Member]) -> Tensor:
         """Drop in the members' rows, leave the others."""
+        if y.ndim > 3:  # attention's probabilities, [rows, heads, tokens, tokens]
+            return y
         pieces = [
             dropout(y[member.span.start : member.span.stop], member.part.p, member.span, member.site)
             for member in members

@@ -137,6 +137,7 @@ class Stack:
             except RuntimeError as error:
                 if not _out_of_memory(error):
                     raise
+                self.host.forget()
                 if len(group) == 1:
                     group[
                         0
