@@ -313,6 +313,14 @@ def test_adapters_that_are_active_together_add_up() -> None:
     torch.testing.assert_close(wrapped(x), total, rtol=1e-12, atol=1e-12)
 
 
+def test_adapters_by_row_are_refused() -> None:
+    model = get_peft_model(tiny_model(), config("series"))
+    model.add_adapter("other", config("series"))
+    with pytest.raises(UserError, match=r"adapter_names: expected .* Choose one with set_adapter"):
+        model.eval()(**inputs(), adapter_names=["default", "other", "__base__"])
+    assert answers(model).shape == (3, 2)
+
+
 def test_merging_is_refused_and_says_what_merges() -> None:
     model = get_peft_model(tiny_model(), config("series"))
     wide_awake(model)

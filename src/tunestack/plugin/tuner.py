@@ -6,6 +6,8 @@ top must not import tunestack's bases, which import PEFT.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -163,6 +165,20 @@ class BottleneckModel(BaseTuner):
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Raise UserError for adapters by row (`adapter_names`), which PEFT would drop and go on."""
+        if kwargs.get("adapter_names") is not None:
+            raise UserError(
+                Problem(
+                    "adapter_names",
+                    "no adapters by row: those of bottleneck adapters act on the whole batch",
+                    repr(kwargs["adapter_names"]),
+                    "Choose one with set_adapter, and call the model once for each.",
+                )
+            )
+        yield
 
     def _check_merge_allowed(self) -> None:
         _refuse_merging()
