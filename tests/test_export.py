@@ -251,12 +251,17 @@ def test_whole_models_are_copied_merged_or_not(run: Path, tmp_path: Path) -> Non
         assert {stat.S_IMODE(path.stat().st_mode) for path in out.iterdir()} == {0o666 & ~umask}
 
 
-def test_an_adapter_that_peft_wrote(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bias", ["none", "all"])
+def test_an_adapter_that_peft_wrote(tmp_path: Path, bias: Any) -> None:
+    """With bias="all", PEFT writes the head's bias three times, under names of its wrapper too."""
     base = tiny.save_base(tmp_path, "bert", head=True, id2label={0: "no", 1: "yes"})
     model = AutoModelForSequenceClassification.from_pretrained(base)
     model = get_peft_model(
-        model, LoraConfig(task_type="SEQ_CLS", target_modules=["query"], init_lora_weights=False)
+        model, LoraConfig(task_type="SEQ_CLS", target_modules=["query"], init_lora_weights=False, bias=bias)
     )
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias") and parameter.requires_grad:
+            parameter.data += 0.3 * torch.randn(parameter.shape)
     model.save_pretrained(str(tmp_path / "adapter"))
     expected = _by_transformers(model, base)
     plain = export_candidate(tmp_path / "adapter", tmp_path / "plain")

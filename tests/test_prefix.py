@@ -452,6 +452,9 @@ def test_what_cannot_work_is_refused_with_what_can(tmp_path: Path) -> None:
     base = tiny.random_base(tmp_path, "bert")
     assert "1 to 93: the base has 96 positions" in refused(base, num_virtual_tokens=96)
     assert "found 0" in refused(base, "p-tuning-v2", num_virtual_tokens=0)
+    with_mlp = refused(base, "p-tuning-v2", prefix_projection=True)
+    assert "p-tuning-v2.prefix_projection: expected false" in with_mlp
+    assert "Write `method: prefix`" in with_mlp
     assert "Did you mean 'num_virtual_tokens'" in refused(base, num_virtual_token=3)
     assert "init_weights" in refused(base, init_weights="ones")
     assert "nothing" in refused(base, modules_to_save=["nothing"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 import shutil
@@ -13,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, get_peft_model
+from peft import IA3Config, LoraConfig, PrefixTuningConfig, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -21,7 +22,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import runs
 import tiny
 import tunestack
-from tunestack.adapters import read_config
+from tunestack import BottleneckConfig
+from tunestack.adapters import open_adapter, read_config
 from tunestack.errors import UserError
 from tunestack.results import Results, SeedResult
 
@@ -337,12 +339,13 @@ def _peft_adapter(folder: Path, base: Path, labels: int, **fields: Any) -> tuple
     return folder, model
 
 
+@pytest.mark.parametrize("bias", ["none", "all"])
 @pytest.mark.parametrize(("labels", "names"), [(2, ["no", "yes"]), (3, ["LABEL_0", "LABEL_1", "LABEL_2"])])
 def test_a_plain_peft_adapter_predicts_what_peft_does(
-    tmp_path: Path, labels: int, names: list[str], command: Callable[..., Any]
+    tmp_path: Path, labels: int, names: list[str], bias: str, command: Callable[..., Any]
 ) -> None:
     base = tiny.save_base(tmp_path, "bert", head=True, id2label={0: "no", 1: "yes"})
-    folder, model = _peft_adapter(tmp_path / "adapter", base, labels)
+    folder, model = _peft_adapter(tmp_path / "adapter", base, labels, bias=bias)
     texts = tiny.texts(9, seed=4)["text"]
     predictor = tunestack.load(folder, device="cpu")
     assert list(predictor.label_names) == names
@@ -357,6 +360,35 @@ def test_a_plain_peft_adapter_predicts_what_peft_does(
     done = command("predict", folder, source, "--out", out, "--device", "cpu")
     assert done.code == 0, done.err
     assert list(pd.read_csv(out).columns) == ["text", "prediction", *(f"prob_{name}" for name in names)]
+
+
+@pytest.mark.parametrize(
+    ("config", "method"),
+    [
+        (BottleneckConfig(), "series"),
+        (BottleneckConfig(placement="parallel"), "parallel"),
+        (PrefixTuningConfig(num_virtual_tokens=3, prefix_projection=True, encoder_hidden_size=4), "prefix"),
+        (PrefixTuningConfig(num_virtual_tokens=3), "p-tuning-v2"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_methods_that_share_a_config_know_their_own(tmp_path: Path, config: Any, method: str) -> None:
+    """Of the GPT-2 that PEFT's prefixes can reach."""
+    base = tiny.save_base(tmp_path, "gpt2", head=True)
+    torch.manual_seed(5)
+    model = AutoModelForSequenceClassification.from_pretrained(base, dtype="float32")
+    model.config.pad_token_id = AutoTokenizer.from_pretrained(base).pad_token_id
+    config = copy.deepcopy(config)
+    config.task_type = "SEQ_CLS"
+    model = get_peft_model(model, config).eval()
+    model.save_pretrained(str(tmp_path / "adapter"))
+    saved = open_adapter(tmp_path / "adapter", None, {})
+    assert saved.method.name == method
+    found = tunestack.load(tmp_path / "adapter", device="cpu").predict_proba(["calm day"])
+    with torch.no_grad():
+        batch = AutoTokenizer.from_pretrained(base)(["calm day"], return_tensors="pt")
+        expected = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    np.testing.assert_allclose(found, expected.logits.softmax(-1).numpy(), atol=0.02)
 
 
 def test_a_plain_adapter_without_a_head_takes_its_bases(tmp_path: Path) -> None:
@@ -493,6 +525,18 @@ def test_files_that_cannot_be_read_or_written(
     with pytest.raises(UserError, match=message):
         list(predictor.predict_file(tmp_path / source, tmp_path / out))
     assert {path.name for path in tmp_path.iterdir()} == {"tweets.csv", "empty.csv"}
+
+
+def test_predictions_overwrite_no_input_and_are_csv(run: Path, tmp_path: Path) -> None:
+    predictor = tunestack.load(run)
+    source = tmp_path / "new.csv"
+    source.write_text("text\nfire in the mill\n", encoding="utf-8")
+    kept = source.read_bytes()
+    for out, told in ((source, "the file to predict itself"), (tmp_path / "out.parquet", "'.parquet'")):
+        with pytest.raises(UserError, match=told):
+            list(predictor.predict_file(source, out))
+    assert source.read_bytes() == kept
+    assert list(predictor.predict_file(source, tmp_path / "out.csv")) == [1]
 
 
 def test_predict_on_the_command_line(

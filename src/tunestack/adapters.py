@@ -23,6 +23,7 @@ from tunestack.methods.base import (
     PROMPT_PREFIX,
     Adapter,
     Method,
+    aliases,
     read_tensors,
 )
 from tunestack.methods.registry import METHODS, find_method
@@ -118,6 +119,8 @@ def open_adapter(folder: Path, description: Description | None, here: Mapping[st
     config, tensors = read_config(folder), read_tensors(folder)
     plain = description is None
     if description is None:
+        again = aliases(tensors)
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in again}
         base = load_base(_base_of(folder, config).model_copy(update=here))
         description = _describe(folder, config, tensors, base)
     else:
@@ -252,10 +255,10 @@ def _base_of(folder: Path, config: PeftConfig) -> BaseConfig:
 
 
 def method_of(folder: Path, config: PeftConfig) -> Method:
-    """The method that has this kind of config. Raises UserError where none has."""
+    """The method whose config this is. Raises UserError where it is none's."""
     methods = [method for method in METHODS.values() if not method.saves_whole_model]
     for method in methods:
-        if type(config) is method.config_class:
+        if method.owns(config):
             return method
     known = sorted({method.config_class.__name__ for method in methods})
     expected = f"an adapter of a family that is known here ({', '.join(known)})"

@@ -175,6 +175,10 @@ class Method(ABC):
         """The fields that a user who gives none gets on this kind of base."""
         return {}
 
+    def owns(self, config: PeftConfig) -> bool:
+        """Whether a config that PEFT saved is this method's: several methods may share a type of config."""
+        return type(config) is self.config_class
+
     def positions_taken(self, config: PeftConfig, model: PreTrainedModel) -> int:
         """How many of the base's places for a text this config takes for itself."""
         return 0
@@ -235,7 +239,8 @@ class Method(ABC):
         state = merged.state_dict(keep_vars=True)
         there = {id(tensor) for name, tensor in state.items() if name not in loaded.missing_keys}
         missing = [name for name in loaded.missing_keys if id(state[name]) not in there]  # some are shared
-        if wrong := [*missing, *loaded.unexpected_keys]:
+        unexpected = set(loaded.unexpected_keys) - aliases(read_tensors(folder))
+        if wrong := [*missing, *sorted(unexpected)]:
             raise RuntimeError(f"PEFT does not take {len(wrong)} tensors of {folder}, such as {wrong[0]}")
         plain: PreTrainedModel = merged.merge_and_unload(safe_merge=True)
         return plain
@@ -372,6 +377,22 @@ def initialise_fresh(host: Host, name: str, module: nn.Module, seed: int) -> Non
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """The weights of a saved adapter. Raises UserError for a missing, damaged or pickled file."""
     return files.read_tensors(folder / ADAPTER_WEIGHTS)
+
+
+def aliases(names: Iterable[str]) -> set[str]:
+    """Those of a saved adapter's names that mean a module trained whole, which is there under its own name.
+
+    PEFT's LoRA with `bias="all"` writes every bias whose name in the wrapped model says so:
+    `classifier.modules_to_save.bias`, `pooler.modules_to_save.default.dense.bias`, and that of
+    `original_module`, beside `classifier.bias`.
+    """
+    there = set(names)
+    return {
+        name
+        for name in there
+        for start, wrapper, rest in map(name.partition, (".modules_to_save.", ".original_module."))
+        if wrapper and {f"{start}.{rest}", f"{start}.{rest.partition('.')[2]}"} & there
+    }
 
 
 @torch.no_grad()

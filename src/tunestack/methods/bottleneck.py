@@ -156,6 +156,10 @@ class Bottleneck(Method):
         """The placement; the config fills in what its paper has (`bottleneck_config.PAPERS`)."""
         return {"placement": self.name}
 
+    def owns(self, config: PeftConfig) -> bool:
+        """Each placement is a method."""
+        return isinstance(config, BottleneckConfig) and config.placement == self.name
+
     def check(self, config: PeftConfig, model: PreTrainedModel) -> None:
         """Refuse another placement, layers that are not there, a bottleneck of no features."""
         assert isinstance(config, BottleneckConfig)

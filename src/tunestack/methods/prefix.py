@@ -24,7 +24,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from tunestack.bases.base import head_modules
 from tunestack.bases.layout import LAYOUTS
-from tunestack.errors import Problems
+from tunestack.errors import Problem, Problems, UserError
 from tunestack.methods.attention_sites import OTHERS, KeyValueSizes, Prefixes, Way, find_way
 from tunestack.methods.base import (
     PROMPT_PREFIX,
@@ -121,6 +121,10 @@ class Prefix(Method):
     def defaults(self, model_type: str) -> dict[str, Any]:
         """20 places, as PEFT's examples have; 128 hidden units on every base, so that one rate fits all."""
         return {"num_virtual_tokens": 20, "prefix_projection": True, "encoder_hidden_size": 128}
+
+    def owns(self, config: PeftConfig) -> bool:
+        """Those with the MLP."""
+        return isinstance(config, PrefixTuningConfig) and config.prefix_projection
 
     def check(self, config: PeftConfig, model: PreTrainedModel) -> None:
         """Refuse models whose attention prefixes cannot reach, no places or too many, sizes that are not the
@@ -220,6 +224,24 @@ class PTuningV2(Prefix):
     def defaults(self, model_type: str) -> dict[str, Any]:
         """20 places, the most that simple classification wants (Liu et al.), and what PEFT's example has."""
         return {"num_virtual_tokens": 20}
+
+    def check(self, config: PeftConfig, model: PreTrainedModel) -> None:
+        """As prefix tuning; refuse its MLP, which learns at another rate."""
+        assert isinstance(config, PrefixTuningConfig)
+        if config.prefix_projection:
+            raise UserError(
+                Problem(
+                    f"{self.name}.prefix_projection",
+                    "false: p-tuning v2 learns keys and values themselves, without an MLP",
+                    "true",
+                    "Write `method: prefix`.",
+                )
+            )
+        super().check(config, model)
+
+    def owns(self, config: PeftConfig) -> bool:
+        """Those without the MLP."""
+        return isinstance(config, PrefixTuningConfig) and not config.prefix_projection
 
 
 def with_sizes(config: PeftConfig, model_config: PretrainedConfig) -> Any:
