@@ -332,6 +332,12 @@ def test_the_methods_own_defaults_stand_below_what_the_user_gives(values: dict[s
         changed = {**values, "methods": ["full", "lora"], "training": training}
         return [c.training.learning_rate for c in make_plan(validated(CompareConfig, changed)).candidates]
 
+    def ratios(**training: Any) -> list[float]:
+        changed = {**values, "methods": [{"method": "c3a", "block_size": 8}], "training": training}
+        return [c.training.loraplus_lr_ratio for c in make_plan(validated(CompareConfig, changed)).candidates]
+
+    assert ratios()[0] > 1
+    assert ratios(learning_rate=1e-2) == [1], "a ratio goes with the rate that it was made for"
     assert rates() == [2e-5, 1e-4]
     assert rates(learning_rate=3e-4) == [3e-4, 3e-4]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 
 import runs
+from tunestack.comparison.checks import IDENTITY
 from tunestack.errors import UserError
 from tunestack.results import Results
 from tunestack.settings import read_yaml
@@ -122,6 +124,18 @@ def test_a_second_process_in_the_folder_is_refused_and_the_first_goes_on(
     assert runs.compare(values, start_a_second).verdict is not None
     assert refused
     assert runs.compare(values).verdict is not None
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_what_has_come_since_at_its_default(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    values = runs.settings(tiny_data, output=str(tmp_path / "run"), methods=["majority", "lora"])
+    first = runs.compare(values)
+    known = tmp_path / "run" / IDENTITY
+    stored = json.loads(known.read_text(encoding="utf-8"))
+    del stored["config"]["training"]["loraplus_lr_ratio"]
+    known.write_text(json.dumps(stored), encoding="utf-8")
+    assert runs.scores(runs.compare(values)) == runs.scores(first)
 
 
 def test_changed_data_in_the_folder_is_refused(tiny_data: Path, tmp_path: Path) -> None:

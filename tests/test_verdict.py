@@ -155,8 +155,9 @@ def test_the_majority_class_that_nothing_beats_clearly():
     found = decide([candidate("X", 0.61, speed=5, metric="accuracy"), majority], "accuracy")
     assert (found.best, found.ship, found.clear) == ("X", "majority", False)
     assert found.sentence == (
-        "Nothing clearly beats always answering the most frequent class: X leads by 0.010 accuracy "
-        "[-0.010, 0.030], so no model here is worth shipping."
+        "Nothing is shown to beat always answering the most frequent class: X leads by 0.010 accuracy "
+        "[-0.010, 0.030], but that is not significant on this validation data, so none is shown to be "
+        "worth shipping; more rows would tell."
     )
 
 

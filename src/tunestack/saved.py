@@ -73,7 +73,7 @@ class Predictor(ABC):
         """
         from tunestack.data.tables import check_rows, iter_rows
 
-        _check_target(target)
+        _check_target(source, target)
         columns = [name for name in (self.description.text, self.description.text_pair) if name]
         check_rows(source, columns)
         chunks = iter_rows(source, columns, chunk_rows)
@@ -123,8 +123,12 @@ class _BaselinePredictor(Predictor):
         return result
 
 
-def _check_target(target: Path) -> None:
+def _check_target(source: Path, target: Path) -> None:
     reason = "a folder" if target.is_dir() else why_not_writable(target.parent)
+    if reason is None and target.exists() and source.exists() and target.samefile(source):
+        reason = "the file to predict itself"
+    elif reason is None and target.suffix.lower() != ".csv":
+        reason = f"the ending {target.suffix!r}, where predictions are written as CSV"
     if reason is not None:
         raise UserError(
             Problem(str(target), "a file that can be written", reason, "Choose another one with --out.")

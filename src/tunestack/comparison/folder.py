@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
+from pydantic import ValidationError
 
 from tunestack.arrays import FloatArray
 from tunestack.choice import Description
 from tunestack.comparison.checks import IDENTITY
 from tunestack.comparison.plan import BaselineCandidate, MethodCandidate, Plan
+from tunestack.config import CompareConfig
 from tunestack.environment import environment
 from tunestack.errors import Problem, UserError
 from tunestack.files import replacing, slug, write_json, write_text
@@ -166,6 +168,7 @@ def _columns(label_names: Sequence[str]) -> list[str]:
 
 def _check_same(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
     """Raise a UserError that names the settings that differ, or says that the data does."""
+    theirs = {**theirs, "config": _with_defaults(theirs["config"])}
     if theirs == ours:
         return
     there, here = _leaves(theirs["config"]), _leaves(ours["config"])
@@ -184,6 +187,15 @@ def _check_same(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> Non
             "Choose another --output, or delete the folder.",
         )
     )
+
+
+def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run that an earlier version wrote, with what has come since at its default."""
+    try:
+        whole = CompareConfig.model_validate(config)
+    except ValidationError:
+        return config
+    return whole.model_dump(mode="json", exclude=set(FREE))
 
 
 def _leaves(value: Any, place: str = "") -> dict[str, Any]:

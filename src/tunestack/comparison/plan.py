@@ -129,12 +129,15 @@ def make_plan(config: CompareConfig) -> Plan:
 def with_method_defaults(config: CompareConfig) -> CompareConfig:
     """The settings with each method's own training defaults written out where the user gave nothing.
 
-    So the resolved configuration repeats the run, although it names a value for every shared field.
+    So the resolved configuration repeats the run, although it names a value for every shared field. A ratio
+    of learning rates goes with the rate that it was made for: whoever gives a rate gets no ratio unasked.
     """
     given = config.training.model_fields_set
     entries = []
     for entry in config.methods:
-        own = METHODS[entry.method].training_defaults if entry.method in METHODS else {}
+        own = dict(METHODS[entry.method].training_defaults) if entry.method in METHODS else {}
+        if "learning_rate" in {*given, *entry.training, *entry.grid}:
+            own.pop("loraplus_lr_ratio", None)
         wanted = {name: value for name, value in own.items() if name not in given and name not in entry.grid}
         entries.append(entry.model_copy(update={"training": {**wanted, **entry.training}}))
     return config.model_copy(update={"methods": entries})

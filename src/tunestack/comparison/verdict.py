@@ -117,7 +117,8 @@ def _nothing_learned(best: Candidate, majority: Candidate, metric: str) -> str:
     if best is majority:
         return f"Nothing beats {always} ({_score(best, metric)}): no model here is worth shipping"
     lead = _lead(majority.comparison, metric)
-    return f"Nothing clearly beats {always}: {best.name} leads by {lead}, so no model here is worth shipping"
+    few = "that is not significant on this validation data, so none is shown to be worth shipping"
+    return f"Nothing is shown to beat {always}: {best.name} leads by {lead}, but {few}; more rows would tell"
 
 
 def _only(candidate: Candidate, metric: str, planned: int) -> str:

@@ -128,6 +128,7 @@ def render_terminal(results: Results) -> RenderableType:
     parts: list[RenderableType] = [_TerminalTable(results, entries)] if entries else []
     for entry in entries:
         parts += [Text(f"{entry.name}, {failure}", style="red") for failure in entry.failures]
+    parts += [Text(f"Note: {warning}", style="yellow") for warning in results.data.warnings]
     title = (
         Text(f"Ship {results.verdict.ship}", style="bold green")
         if results.verdict
