@@ -268,6 +268,19 @@ def test_a_text_for_another_base_is_refused(tmp_path: Path) -> None:
     base = tiny.random_base(tmp_path, "bert", vocab_size=20)
     with pytest.raises(UserError, match=r"ids below 20, found id \d\d"):
         start(base, prompt_tuning_init_text="xyz", tokenizer_name_or_path=str(larger))
+    with pytest.raises(UserError, match=r"ids below 20, found id \d\d"):
+        check(base, "prompt", prompt_tuning_init_text="xyz", tokenizer_name_or_path=str(larger))
+
+
+def test_a_tokenizer_that_is_not_there_is_refused_before_training(tmp_path: Path) -> None:
+    wrong = str(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"prompt\.tokenizer_name_or_path: .*nowhere: no such folder"):
+        check(
+            tiny.random_base(tmp_path, "bert"),
+            "prompt",
+            prompt_tuning_init_text="calm",
+            tokenizer_name_or_path=wrong,
+        )
 
 
 def test_a_decoder_with_positions_of_its_own_is_refused(tmp_path: Path) -> None:

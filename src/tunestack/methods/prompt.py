@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from peft import PeftConfig, PromptTuningConfig
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunestack.bases.base import head_modules
 from tunestack.bases.layout import LAYOUTS
@@ -250,6 +250,15 @@ class PromptTuning(PromptLearning):
         made: PeftConfig = config
         return made
 
+    def check(self, config: PeftConfig, model: PreTrainedModel) -> None:
+        """As every prompt; refuse a text that the tokenizer named for it cannot read."""
+        super().check(config, model)
+        fields: Any = config
+        named = fields.tokenizer_name_or_path is not None and not fields.inference_mode
+        if named and fields.prompt_tuning_init == "TEXT":
+            embeddings: Any = model.get_submodule(embeddings_name(model))
+            text_ids(fields, _named_tokenizer(fields, model), embeddings.num_embeddings)
+
     def check_fields(self, config: Any, problems: Problems) -> None:
         """Refuse an initialisation that there is not, a text that none starts from, an empty one."""
         init, text = config.prompt_tuning_init, config.prompt_tuning_init_text
@@ -285,7 +294,10 @@ class PromptTuning(PromptLearning):
         if config.prompt_tuning_init == "RANDOM":
             return Table(torch.randn(shape, generator=generator))
         if config.prompt_tuning_init == "TEXT":
-            ids = text_ids(config, host, module.num_embeddings)
+            named = config.tokenizer_name_or_path is not None
+            tokenizer = _named_tokenizer(config, host.model) if named else host.tokenizer
+            assert tokenizer is not None  # a host with weights has one
+            ids = text_ids(config, tokenizer, module.num_embeddings)
         else:
             ids = torch.randint(module.num_embeddings, shape[:1], generator=generator)
         with torch.no_grad():
@@ -302,17 +314,28 @@ class PromptTuning(PromptLearning):
         super().save(folder, config, adapter, host, base)
 
 
-def text_ids(config: Any, host: Host, vocabulary: int) -> Tensor:
+def _named_tokenizer(config: Any, model: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer that the config names. Raises UserError where it cannot be had."""
+    name = config.tokenizer_name_or_path
+    settings = BaseConfig(model=name)
+    try:
+        return load_tokenizer(resolve(settings), model.config, settings)
+    except UserError as error:
+        raise UserError(
+            Problem(
+                "prompt.tokenizer_name_or_path",
+                "a tokenizer that can be loaded",
+                f"{name}: {error.problems[0].found}",
+                "Leave it out: the base's own tokenizer reads the text then.",
+            )
+        ) from error
+
+
+def text_ids(config: Any, tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> Tensor:
     """Token ids [virtual tokens] of the text, special ones included; cut, or repeated, to length as in PEFT.
 
     Raises UserError where the tokenizer finds none in it, or is one for another base.
     """
-    tokenizer = host.tokenizer
-    if config.tokenizer_name_or_path is not None:
-        settings = BaseConfig(model=config.tokenizer_name_or_path)
-        model: Any = host.model
-        tokenizer = load_tokenizer(resolve(settings), model.config, settings)
-    assert tokenizer is not None  # a host with weights has one
     ids = tokenizer(config.prompt_tuning_init_text)["input_ids"]
     if not ids or max(ids) >= vocabulary:
         raise UserError(
