@@ -45,6 +45,8 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("layernorm", "deberta-v2", {}),
     ("layernorm", "modernbert", {}),
     ("layernorm", "llama", {}),
+    ("layernorm", "llama", {"exclude_modules": ["post_attention_layernorm"]}),
+    ("layernorm", "modernbert", {"exclude_modules": ["mlp_norm"]}),
     ("layernorm", "qwen3", {"target_modules": ["q_norm", "norm"]}),
     ("layernorm", "gemma", {}),
     ("layernorm", "gemma2", {}),
@@ -157,6 +159,18 @@ def test_every_architectures_norms_are_found(tmp_path: Path, kind: str) -> None:
     assert len(named) >= 3
 
 
+@pytest.mark.parametrize(
+    ("kind", "excluded"), [("llama", "post_attention_layernorm"), ("modernbert", "mlp_norm")]
+)
+def test_excluded_layers_stay_as_they_are(tmp_path: Path, kind: str, excluded: str) -> None:
+    """Whether PEFT knows the architecture's targets (Llama) or not."""
+    base = tiny.random_base(tmp_path, kind)
+    _, slot, _ = open_slot(base, method="layernorm", exclude_modules=[excluded])
+    own = [name for name in slot.adapter.parameters if "ln_tuning" in name]
+    assert own
+    assert not any(excluded in name for name in own)
+
+
 def test_bases_that_have_none_are_refused_with_what_works(tmp_path: Path) -> None:
     base = tiny.random_base(tmp_path, "llama")
     skeleton = base.skeleton(SequenceClassification.auto_class, base.model_config(2))
@@ -165,6 +179,8 @@ def test_bases_that_have_none_are_refused_with_what_works(tmp_path: Path) -> Non
         bitfit.check(bitfit.make_config({}, "llama", []), skeleton)
     with pytest.raises(UserError, match="'q_proj', which matches none"):
         layernorm.check(layernorm.make_config({"target_modules": ["q_proj"]}, "llama", []), skeleton)
+    with pytest.raises(UserError, match=r"layernorm\.exclude_modules: expected .*which leaves none"):
+        layernorm.check(layernorm.make_config({"exclude_modules": ".*"}, "unknown", []), skeleton)
     linears = torch.nn.Sequential(torch.nn.Linear(2, 2))
     with pytest.raises(UserError, match="normalisation layers"):
         layernorm._targets(layernorm.make_config({}, "none", []), linears, [])  # type: ignore[attr-defined]

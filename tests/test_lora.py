@@ -235,6 +235,13 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
     assert torch.equal(slot.adapter.tensors()[name], tensors[name]), "nothing was taken over"
 
 
+@pytest.mark.parametrize("layers", [7, [7, 8]])
+def test_layers_that_the_base_has_not_are_refused(tmp_path: Path, layers: Any) -> None:
+    said = refused(tiny.random_base(tmp_path, "bert"), layers_to_transform=layers)
+    assert said.count("expected") == 1
+    assert f"layers_to_transform: expected layers that the base has: 0, 1, found {layers}" in said
+
+
 @pytest.mark.parametrize(
     ("entry", "words"),
     [("nonsense", "matches none"), ("attention.self", "which is a"), ("layer.0", "which is a")],

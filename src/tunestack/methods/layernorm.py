@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from peft import LNTuningConfig, PeftConfig
+from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LNTUNING_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -122,7 +123,20 @@ class LayerNorm(Method):
         whole = [*head, *(config.modules_to_save or ())]
         norms = [name for name in norm_names(model) if not saved_whole(name, whole)]
         if config.target_modules is None and norms:
-            return norms
+            every = copy.copy(config)
+            every.target_modules = norms
+            if chosen := [name for name in norms if check_target_module_exists(every, name)]:
+                return chosen
+            collected = Problems() if problems is None else problems
+            collected.add(
+                f"{self.name}.exclude_modules",
+                expected=f"names that leave some of the base's {len(norms)} normalisation layers",
+                found=f"{config.exclude_modules!r}, which leaves none",
+                fix="Exclude fewer.",
+            )
+            if problems is None:
+                collected.raise_if_any()
+            return []
         return matching_names(config, norms, self.name, problems, "normalisation layers")
 
 

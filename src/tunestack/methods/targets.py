@@ -77,7 +77,18 @@ def matching_names(
         chosen = [name for name in names if check_target_module_exists(config, name)]
         for target in [wanted] if isinstance(wanted, str) else sorted(wanted):
             hit = chosen if isinstance(wanted, str) else _ending(chosen, target)
-            if not hit:
+            there = _ending(names, target)
+            if there and chosen and getattr(fields, "exclude_modules", None):
+                continue  # excluded; others are not
+            layers = [] if hit else _layers(fields, there)
+            if layers:
+                collected.add(
+                    f"{where}.layers_to_transform",
+                    expected=f"layers that the base has: {', '.join(map(str, layers))}",
+                    found=repr(fields.layers_to_transform),
+                    fix="Choose from these, counted from 0; or leave it out.",
+                )
+            elif not hit:
                 collected.add(
                     f"{where}.target_modules",
                     expected=f"names that match {kind} of the base",
@@ -87,6 +98,23 @@ def matching_names(
     if problems is None:
         collected.raise_if_any()
     return chosen
+
+
+def _layers(config: Any, names: list[str]) -> list[int]:
+    """The layers in which these are, by PEFT's way of counting; none where the config asks for no layers, or
+    for one of these.
+    """
+    wanted = getattr(config, "layers_to_transform", None)
+    if wanted is None or wanted == []:
+        return []
+    probe = copy.copy(config)
+    found = []
+    for layer in sorted({int(number) for name in names for number in re.findall(r"\.(\d+)\.", name)}):
+        probe.layers_to_transform = [layer]
+        if any(check_target_module_exists(probe, name) for name in names):
+            found.append(layer)
+    asked = {wanted} if isinstance(wanted, int) else set(wanted)
+    return [] if asked & set(found) else found
 
 
 def _ending(names: list[str], target: str) -> list[str]:
