@@ -276,6 +276,16 @@ def test_hard_examples_say_how_sure_the_recommended_candidate_is(tmp_path: Path)
     assert "gives “disaster”" not in page(results, tmp_path / "elsewhere").text
 
 
+def test_one_epoch_says_nothing_of_longer_training(tmp_path: Path) -> None:
+    results = sample_results()
+    for candidate in results.candidates:
+        for seed in candidate.seeds:
+            seed.curves = seed.curves[:1]
+    page = write_report(results, tmp_path).read_text(encoding="utf-8")
+    assert "One evaluation does not tell" in page
+    assert "best at its last epoch" not in page
+
+
 def test_confusions_are_shown_as_shares_of_the_true_label(tmp_path: Path) -> None:
     results = sample_results()
     report = page(results, tmp_path)

@@ -80,6 +80,7 @@ def render_html(results: Results, folder: Path) -> str:
         scatters=scatters(entries),
         curve_views=curve_views(results, entries),
         still_rising=_still_rising(entries),
+        one_epoch=all(len(seed.curves) < 2 for entry in entries for seed in entry.candidate.seeds),
         matrix_classes=MATRIX_CLASSES,
         confusions=_confusions(results, entries),
         hard=_hard_examples(results, shipped, folder),
