@@ -161,6 +161,13 @@ def test_what_cannot_be_counted_is_explained(method: str, fields: dict[str, Any]
         count_parameters(MISTRAL, method, fields)
 
 
+@pytest.mark.parametrize("method", ["frod", "shira", "adamss"])
+def test_methods_that_start_from_weights_are_not_counted_without(method: str, tmp_path: Path) -> None:
+    fields = {"r": 2} if method != "frod" else {}
+    with pytest.raises(UserError, match="without weights"):
+        count_parameters(write_tiny(tmp_path, "bert"), method, fields)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

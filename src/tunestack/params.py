@@ -42,7 +42,8 @@ def count_parameters(
     base: settings, anything that `BaseConfig.model` takes, or the path of a config (`*.json`). Only the
     config is read; the model is built on the meta device. total: the model as it is loaded, its own
     (replaced) head included, and what the trial adds.
-    Raises UserError for an unknown method, wrong fields, or a base without a config.
+    Raises UserError for an unknown method, wrong fields, a base without a config, or a method that starts
+    from the weights themselves.
     """
     from tunestack.bases.base import head_modules
     from tunestack.methods.registry import find_method
@@ -54,7 +55,15 @@ def count_parameters(
     config = family.make_config(fields, model.config.model_type, head)
     family.check(config, model)
     host = Host(model, head)
-    trained = family.attach(config, host, slot=0, seed=0).parameters
+    try:
+        trained = family.attach(config, host, slot=0, seed=0).parameters
+    except NotImplementedError as error:
+        if "meta" not in str(error):
+            raise
+        expected = "a method that can be counted without weights"
+        found = "one that computes what it trains from the base's weights"
+        fix = "Choose another method, or read the count in the results of `tunestack compare`."
+        raise UserError(Problem(family.name, expected, found, fix)) from error
     trained_ids = {id(parameter) for parameter in trained.values()}
     parts: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
