@@ -11,11 +11,15 @@ import torch
 from peft import AdaLoraConfig, PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
+import runs
 import tiny
 from tunestack.bases import Base
+from tunestack.comparison.costs import _measure_method
+from tunestack.comparison.plan import MethodCandidate, make_plan
+from tunestack.config import CompareConfig
 from tunestack.data.encode import pad
 from tunestack.errors import UserError
-from tunestack.methods.base import read_tensors
+from tunestack.methods.base import read_tensors, with_head
 from tunestack.methods.registry import METHODS, find_method
 from tunestack.methods.through_peft import ThroughPeft
 from tunestack.saved import Seat
@@ -136,6 +140,34 @@ def test_adalora_equals_pefts_own_loop(base: Base) -> None:
             torch.testing.assert_close(slot.adapter.parameters[key], parameter, rtol=1e-4, atol=1e-4)
     pruned = [p for key, p in pairs.items() if key.endswith("lora_E")]
     assert sum(int((p != 0).sum()) for p in pruned) == 2 * len(pruned)
+    assert getattr(slot.config, "total_step", None) == steps, "what is saved beside the weights"
+
+
+def planned(data: Path, folder: Path, methods: list[dict[str, Any]]) -> CompareConfig:
+    return CompareConfig(**runs.settings(data, methods=methods, output=str(folder / "run")))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_schedule_longer_than_the_training_is_refused_before_it(tiny_data: Path, tmp_path: Path) -> None:
+    methods: list[dict[str, Any]] = [{"method": "adalora", "config": {"tfinal": 10_000}}, {"method": "lora"}]
+    with pytest.raises(UserError, match=r"tfinal.*training steps"):
+        make_plan(planned(tiny_data, tmp_path, methods))
+
+
+@pytest.mark.parametrize("name", ["adalora", "lily"])
+@pytest.mark.filterwarnings("ignore")
+def test_costs_count_as_peft_does(tiny_data: Path, tmp_path: Path, name: str) -> None:
+    """Measured at one epoch, where AdaLoRA's schedule would prune at steps out of order."""
+    fields = {"adalora": {"tinit": 1, "tfinal": 1}}.get(name, {})
+    entry = {"method": name, "config": fields, "training": {"epochs": 1}}
+    plan = make_plan(planned(tiny_data, tmp_path, [entry]))
+    candidate = plan.candidates[0]
+    assert isinstance(candidate, MethodCandidate)
+    costs = _measure_method(plan, candidate)
+    base = plan.bases[candidate.base]
+    loaded = base.load_model(plan.task.auto_class, plan.task.model_config(base))
+    theirs = get_peft_model(loaded.model, with_head(candidate.config, loaded.head))
+    assert (costs.trainable_parameters, costs.total_parameters) == theirs.get_nb_trainable_parameters()
 
 
 def test_an_interrupted_adalora_starts_anew(tmp_path: Path, base: Base) -> None:

@@ -72,6 +72,7 @@ def _measure_method(plan: Plan, candidate: MethodCandidate) -> Costs:
     stack = Stack(work, loaded, autocast=not candidate.method.stacks)
     slot = stack.open(candidate.trial(plan.config.seeds[0]))
     total_steps = slot.total_steps
+    slot.adapter.on_step = None  # schedules follow the step's number, which jumps here
 
     def step(position: int) -> None:
         slot.progress.step = position
@@ -88,7 +89,8 @@ def _measure_method(plan: Plan, candidate: MethodCandidate) -> Costs:
         plan.task.probabilities(stack.logits([slot], encoded)[0])
 
     trained = sum(parameter.numel() for parameter in slot.adapter.parameters.values())
-    held = sum(parameter.numel() for parameter in loaded.model.parameters())
+    ours = {id(parameter) for parameter in slot.adapter.parameters.values()}
+    held = sum(parameter.numel() for parameter in loaded.model.parameters() if id(parameter) not in ours)
     return Costs(
         train_seconds=seconds * total_steps,
         seconds_per_step=seconds,

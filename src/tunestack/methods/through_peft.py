@@ -176,19 +176,20 @@ class ThroughPeft(Method):
             host.modules[path] = nn.Identity()
             setattr(parent, leaf, host.modules[path])
             host.place(path, slot, Dropout(p))
-        adapter = Adapter()
+        adapter, taken = Adapter(), set()
         head = tuple(f"{PEFT_PREFIX}{name}." for name in host.head)
         for name, tensor in _saved(wrapped).items():
             if config.inference_mode and not isinstance(tensor, nn.Parameter):
                 adapter.add(name, nn.Parameter(tensor, requires_grad=False))
-            elif config.inference_mode or tensor.requires_grad:
+            elif config.inference_mode or (tensor.requires_grad and id(tensor) not in taken):
                 assert isinstance(tensor, nn.Parameter)
+                taken.add(id(tensor))  # Lily's layers share parameters, each saved under all of its names
                 adapter.add(name, tensor, decay=decays(name, tensor))
                 adapter.fast |= set() if name.startswith(head) else {name}
             else:
                 adapter.derived[name] = tensor.detach
         if not config.inference_mode:
-            _follow_schedule(wrapped, adapter)
+            _follow_schedule(wrapped, adapter, config)
         return adapter
 
     def _refuse_unfit(self) -> None:
@@ -258,11 +259,12 @@ def _dropouts(wrapped: PeftModel) -> dict[str, tuple[nn.Module, str, float]]:
     return found
 
 
-def _follow_schedule(wrapped: PeftModel, adapter: Adapter) -> None:
+def _follow_schedule(wrapped: PeftModel, adapter: Adapter, saved: Any) -> None:
     """Let a tuner that prunes (AdaLoRA, AdaMSS) do so after every step, and keep AdaLoRA's bases orthogonal.
 
     AdaLoRA minimises the loss + orth_reg_weight x the mean of ||P^T P - I||_F over its matrices A and B
-    (equation 4 of the paper, without the squares, as PEFT has it).
+    (equation 4 of the paper, without the squares, as PEFT has it). `saved` is the config that is written: it
+    gets the number of steps, too.
     """
     tuner: Any = wrapped.base_model
     config: Any = wrapped.active_peft_config
@@ -270,7 +272,8 @@ def _follow_schedule(wrapped: PeftModel, adapter: Adapter) -> None:
         return
 
     def on_step(step: int, steps: int) -> None:
-        config.total_step = steps
+        if hasattr(config, "total_step"):
+            config.total_step = saved.total_step = steps
         tuner.update_and_allocate(step)
 
     def penalty() -> Tensor:
