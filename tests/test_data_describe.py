@@ -107,3 +107,15 @@ def test_given_splits_pairs_and_rendering(tmp_path: Path) -> None:
         assert "weight of [no]" in text
         assert "y|es" in text
         assert "1 validation in train" in text
+
+
+def test_many_labels_stand_below_each_other(tmp_path: Path) -> None:
+    names = ["shipping", "validation", "billing", "refund", "other"]
+    path = tmp_path / "tickets.csv"
+    pd.DataFrame({"text": [f"text {n}" for n in range(50)], "label": names * 10}).to_csv(path, index=False)
+    console = Console(width=80, file=io.StringIO())
+    console.print(render(describe(DataConfig(train=str(path)))))
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    for name in names:
+        assert f" {name} " in printed, printed
+    assert printed.count("weight of") == len(names)

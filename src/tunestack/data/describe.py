@@ -305,6 +305,7 @@ def _missing_section(name: str, file: FileDescription) -> Section:
 
 
 def _label_section(names: list[str], parts: dict[str, PartDescription]) -> Section:
+    """Parts down, labels across; beyond two labels the other way round, for they may be many and long."""
     header = ["rows", "total", *names, *(f"weight of {name}" for name in names)]
     rows = [
         [
@@ -315,6 +316,9 @@ def _label_section(names: list[str], parts: dict[str, PartDescription]) -> Secti
         ]
         for title, part in parts.items()
     ]
+    if len(names) > 2:
+        turned = [list(column) for column in zip(header, *rows, strict=True)]
+        header, rows = turned[0], turned[1:]
     return "Labels and balanced class weights", header, rows
 
 
