@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
@@ -333,3 +334,9 @@ def test_what_a_comparison_prints_elsewhere_is_plain_lines(whole_run: Any) -> No
             "done",
         ]
     assert "\x1b" not in whole_run.command.err + whole_run.command.out
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    shown = CliRunner().invoke(app, ["--version"])
+    assert shown.exit_code == 0
+    assert shown.output.strip() == f"tunestack {metadata.version('tunestack')}"

@@ -263,6 +263,20 @@ def test_compare_in_python_has_the_words_of_the_command_line(tiny_data: Path, tm
     assert "urgent" in json.dumps(description.to_dict())
 
 
+def test_natural_mistakes_in_python_are_told_what_to_write(tiny_data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        tunestack.compare(pd.DataFrame({"text": ["a"]}), methods="tfidf", epochs=1)  # type: ignore[arg-type]
+    told = str(caught.value)
+    assert "found DataFrame" in told
+    assert "to_csv" in told
+    assert "training={'epochs': 1}" in told
+    source = str(runs.write_data(tmp_path)["train"])
+    results = tunestack.compare(
+        source, methods="majority", measure_costs=False, progress=False, output=tmp_path / "run"
+    )
+    assert [candidate.name for candidate in results.candidates] == ["majority"]
+
+
 def test_what_is_given_stands_above_the_file(tiny_data: Path, tmp_path: Path) -> None:
     values = runs.settings(tiny_data, methods=["majority", "tfidf"], seeds=5)
     config = runs.write_config(tmp_path / "c.yaml", values)

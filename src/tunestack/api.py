@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunestack.config import BaseConfig, CompareConfig, DataConfig
+from tunestack.config import BaseConfig, CompareConfig, DataConfig, TrainingConfig
+from tunestack.errors import Problems
 from tunestack.saved import Predictor, load
 from tunestack.settings import checked, read_settings, validated
 
@@ -20,8 +21,8 @@ __all__ = ["Predictor", "compare", "describe", "load"]
 def compare(
     source: str | Path,
     *,
-    methods: Sequence[str | Mapping[str, Any]] | None = None,
-    bases: Sequence[str | Mapping[str, Any]] | None = None,
+    methods: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None = None,
+    bases: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None = None,
     seeds: int | Sequence[int] | None = None,
     metric: str | None = None,
     training: Mapping[str, Any] | None = None,
@@ -42,11 +43,12 @@ def compare(
     Returns the results, as `results.json` holds them; `results.verdict.sentence` is the answer. Raises
     UserError with all problems before anything trains.
     """
+    _check_arguments(source, data)
     given = {
         "data": data,
         "training": training or {},
-        "methods": None if methods is None else list(methods),
-        "bases": None if bases is None else list(bases),
+        "methods": _several(methods),
+        "bases": _several(bases),
         "seeds": seeds if seeds is None or isinstance(seeds, int) else list(seeds),
         "metric": metric,
         "slots": slots,
@@ -96,3 +98,30 @@ def describe(source: str | Path | DataConfig, *, bases: Sequence[str] = (), **da
     opened = {name: load_base(BaseConfig(model=name)) for name in bases}
     limits = {name: base.longest_input for name, base in opened.items()}
     return describe_data(config, {name: base.token_lengths for name, base in opened.items()}, limits)
+
+
+def _several(given: Any) -> list[Any] | None:
+    """A list of what was given, one or several."""
+    if given is None:
+        return None
+    return [given] if isinstance(given, str | Mapping) else list(given)
+
+
+def _check_arguments(source: object, data: Mapping[str, Any]) -> None:
+    """Raise UserError for a source that is no name, and fields of training among those of the data."""
+    problems = Problems()
+    if not isinstance(source, str | Path):
+        problems.add(
+            "source",
+            expected="the name of a file, a folder or a Hub data set",
+            found=type(source).__name__,
+            fix='Save it first, for instance with to_csv("train.csv", index=False), and give that name.',
+        )
+    for name in data.keys() & TrainingConfig.model_fields.keys():
+        problems.add(
+            name,
+            expected="a field of the data",
+            found="a field of training",
+            fix=f"Write training={{{name!r}: {data[name]!r}}}.",
+        )
+    problems.raise_if_any()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,12 +32,26 @@ if TYPE_CHECKING:
     from tunestack.config import DataConfig
 
 app = typer.Typer(
-    help="Which model and which fine-tuning method should I ship? Train every candidate on one frozen base.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"tunestack {metadata.version('tunestack')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Which model and which fine-tuning method should I ship? Train every candidate on one frozen base."""
 
 
 @app.command()
