@@ -527,6 +527,13 @@ def test_files_that_cannot_be_read_or_written(
     assert {path.name for path in tmp_path.iterdir()} == {"tweets.csv", "empty.csv"}
 
 
+def test_what_is_no_text_is_refused(run: Path) -> None:
+    predictor = tunestack.load(run)
+    with pytest.raises(UserError, match=r"found None at place 1, and 1 more"):
+        predictor.predict(["fire", None, 3])  # type: ignore[list-item]
+    assert len(predictor.predict(["fire"])) == 1
+
+
 def test_predictions_overwrite_no_input_and_are_csv(run: Path, tmp_path: Path) -> None:
     predictor = tunestack.load(run)
     source = tmp_path / "new.csv"

@@ -43,6 +43,15 @@ class Predictor(ABC):
         for name, given in (("texts", texts), ("pairs", pairs)):
             if isinstance(given, str):
                 problems.add(name, expected="a list of texts", found="a single text", fix="Put it in a list.")
+                continue
+            others = [
+                f"{text!r} at place {place}"
+                for place, text in enumerate(() if given is None else given)
+                if not isinstance(text, str)
+            ]
+            if others:
+                shown = f"{others[0]}, and {len(others) - 1} more"
+                problems.add(name, expected="texts", found=shown, fix="Leave them out, or make them texts.")
         wanted = len(texts) if self.description.text_pair else None
         found = None if pairs is None else len(pairs)
         if wanted != found and not problems:
