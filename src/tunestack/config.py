@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -81,6 +82,10 @@ class TrainingConfig(Settings):
     base_dropout: bool = False
     """Whether the base's own dropout layers are active in training (those inside attention, and inside heads
     that a method trains beside the base, are not)."""
+
+    def steps(self, rows: int) -> int:
+        """How many training steps so many rows make."""
+        return max(1, math.ceil(math.ceil(rows / self.batch_size) * self.epochs))
 
 
 class MethodConfig(Settings):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -124,26 +123,11 @@ def make_plan(config: CompareConfig) -> Plan:
         check_class_weights(config.training, own, names, problems)
         for candidate in candidates:
             if isinstance(candidate, MethodCandidate):
-                _check_steps(candidate, len(data.train), problems)
+                steps = candidate.training.steps(len(data.train))
+                _collected(problems, candidate.method.check_steps, candidate.config, steps)
     problems.raise_if_any()
     assert data is not None  # or its problems would have been raised
     return Plan(config, data, task, bases, candidates)
-
-
-def _check_steps(candidate: MethodCandidate, rows: int, problems: Problems) -> None:
-    """Note a schedule that does not fit into the steps there will be, for configs that ask how many."""
-    config: Any = candidate.config
-    if not hasattr(config, "total_step"):
-        return
-    training = candidate.training
-    steps = max(1, math.ceil(math.ceil(rows / training.batch_size) * training.epochs))
-    if config.tinit >= steps - config.tfinal:
-        problems.add(
-            f"{candidate.name}.tfinal",
-            expected=f"tinit + tfinal below the {steps} training steps",
-            found=f"tinit {config.tinit}, tfinal {config.tfinal}",
-            fix="Lower them, or train for more steps (more epochs, smaller batches).",
-        )
 
 
 def with_method_defaults(config: CompareConfig) -> CompareConfig:

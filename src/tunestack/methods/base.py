@@ -199,6 +199,9 @@ class Method(ABC):
                 )
             )
 
+    def check_steps(self, config: PeftConfig, steps: int) -> None:  # noqa: B027 - most have no schedule
+        """Raise UserError for a config whose own schedule does not fit into so many training steps."""
+
     @abstractmethod
     def attach(self, config: PeftConfig, host: Host, slot: int, seed: int) -> Adapter:
         """Place freshly initialised parts for `slot` into the host; the same seed gives the same weights.

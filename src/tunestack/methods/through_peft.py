@@ -143,6 +143,18 @@ class ThroughPeft(Method):
             raise UserError(Problem(place, "nothing: epochs and data decide it", found, "Leave it out."))
         return super().make_config({**fields, "total_step": _LONG}, model_type, head)
 
+    def check_steps(self, config: Any, steps: int) -> None:
+        """AdaLoRA prunes its ranks between the first `tinit` and the last `tfinal` steps."""
+        if hasattr(config, "total_step") and config.tinit >= steps - config.tfinal:
+            raise UserError(
+                Problem(
+                    f"{self.name}.tfinal",
+                    f"tinit + tfinal below the {steps} training steps",
+                    f"tinit {config.tinit}, tfinal {config.tfinal}",
+                    "Lower them, or train for more steps (more epochs, smaller batches).",
+                )
+            )
+
     def check(self, config: PeftConfig, model: PreTrainedModel) -> None:
         """Attach to a copy of the model, and refuse what PEFT refuses, or what would be trained wrongly."""
         self._refuse_unfit()

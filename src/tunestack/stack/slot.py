@@ -88,7 +88,7 @@ class Slot:
         self._batches: tuple[int, list[IntArray]] = (-1, [])
         training = trial.training
         self.steps_per_epoch = math.ceil(len(lengths) / training.batch_size)
-        self.total_steps = max(1, math.ceil(self.steps_per_epoch * training.epochs))
+        self.total_steps = training.steps(len(lengths))
         self.flat, self.grad, groups = _flatten(adapter, training)
         self.best = self.flat.clone()
         fused = self.flat.device.type in ("cpu", "cuda")
