@@ -376,7 +376,7 @@ def test_whole_trainings_together_equal_those_alone(tmp_path: Path, kind: str, d
         for index, family in enumerate(FAMILIES)
         if family.method.stacks and not (kind == "llama" and family.name == "bitfit")
     ]
-    together, alone = tiny.run(work, trials), tiny.alone(work, trials)
+    together, alone = tiny.run(work, trials, lanes=2), tiny.alone(work, trials)
     for key, ended in alone.items():
         if dtype == "float32":
             tiny.assert_same(together[key], ended)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -175,6 +177,34 @@ class Small(tiny.Watched):
         return losses
 
 
+class OneAtATime(tiny.Watched):
+    """A stack on a machine that holds the activations of one slot, whichever lane it is in."""
+
+    running: ClassVar[threading.Semaphore] = threading.Semaphore(1)
+
+    def _backward(self, slots: Any) -> list[float]:
+        if not self.running.acquire(blocking=False):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        try:
+            time.sleep(0.01)  # until the other lane is there
+            if len(slots) > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return super()._backward(slots)
+        finally:
+            self.running.release()
+
+
+def test_out_of_memory_ends_lanes_before_a_trial_fails(tmp_path: Path) -> None:
+    work = tiny.workload(tiny.random_base(tmp_path, "bert"))
+    trials = tiny.mixed(work.base)[:4]
+    events: list[Event] = []
+    narrow = tiny.run(work, trials, notify=events.append, stack=OneAtATime, lanes=2)
+    for key, ended in tiny.run(work, trials).items():
+        tiny.assert_same(narrow[key], ended)
+    messages = [event.message for event in events if event.kind == "narrowed"]
+    assert messages[-1] == "out of memory: one slot at a time"
+
+
 class Tiny(Small):
     """A stack on a machine that holds nothing."""
 
@@ -192,6 +222,9 @@ def test_out_of_memory_halves_the_slots_and_changes_no_result(tmp_path: Path) ->
         tiny.assert_same(narrow[key], ended)
     narrowed = [event.message for event in events if event.kind == "narrowed"]
     assert narrowed == ["out of memory: 2 slots at once"]
+    in_lanes = tiny.run(work, trials, stack=Small, lanes=2)
+    for key, ended in wide.items():
+        tiny.assert_same(in_lanes[key], ended)
     alone = tiny.run(work, trials[:1], stack=Tiny)
     assert "out of memory with this trial alone" in (alone[trials[0].key].failure or "")
 

@@ -31,7 +31,7 @@ def test_a_stack_of_k_equals_k_solo_runs(tmp_path: Path, kind: str) -> None:
     moved = [solo[trial.key].final for trial in trials]
     assert all(float(max(t.abs().max() for n, t in m.items() if "lora_B" in n)) > 1e-3 for m in moved)
     together = tiny.run(work, trials)
-    refilled = tiny.run(work, trials[::-1], slots=2)
+    refilled = tiny.run(work, trials[::-1], slots=3, lanes=2)
     for key, ended in solo.items():
         tiny.assert_same(together[key], ended)
         tiny.assert_same(refilled[key], ended)

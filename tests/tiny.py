@@ -19,6 +19,7 @@ from tunestack.bases.tiny import tiny_configs
 from tunestack.config import BaseConfig, TrainingConfig
 from tunestack.methods.registry import find_method
 from tunestack.stack import loop
+from tunestack.stack.lanes import Lanes
 from tunestack.stack.loop import Notify, Outcome, Workload
 from tunestack.stack.slot import Slot, Trial
 from tunestack.tasks.classification import SequenceClassification
@@ -132,9 +133,14 @@ def run(
     notify: Notify = lambda event: None,
     checkpoints: Path | None = None,
     stack: type[loop.Stack] = Watched,
+    lanes: int = 1,
 ) -> dict[str, Ended]:
-    """Train the trials to their ends."""
-    with patch.object(loop, "Stack", stack):
+    """Train the trials to their ends, in so many lanes whatever the machine has."""
+
+    def count(self: Lanes, device: torch.device) -> None:
+        self.count = lanes
+
+    with patch.object(loop, "Stack", stack), patch.object(Lanes, "__init__", count):
         return {
             outcome.trial.key: Ended(outcome, Watched.finals[outcome.trial.key])
             for outcome in loop.train(work, trials, slots, notify, checkpoints)

@@ -46,21 +46,26 @@ class LoraPart(Part):
 class _AddUpdates(torch.autograd.Function):
     """Adds s B A x to y slot by slot; saves x once and never forms an update of y's size.
 
-    y comes first: a linear's output is a view, and autograd takes the first input of a function that writes
-    into a view to be that view.
+    Slots that lie side by side with as many rows each share every product, ranks padded with zeros. y comes
+    first: a linear's output is a view, and autograd takes the first input of a function that writes into a
+    view to be that view.
     """
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, members: Sequence[Member], *weights: Tensor) -> Tensor:
-        ctx.members = members
+        ctx.groups = _groups(members)
         ctx.whole = sum(m.span.stop - m.span.start for m in members) == x.shape[0]
-        saved: list[Tensor] = [x]
-        for index, member in enumerate(members):
-            a, b = (weight.to(x.dtype) for weight in weights[2 * index : 2 * index + 2])
-            rows, keep = _input(x, member)
-            low = torch.mm(rows, a.t())
-            _rows(y, member).addmm_(low, b.t(), alpha=member.part.scaling)
-            saved += [a, b, low] + ([] if keep is None else [keep])
+        pairs = iter(zip(weights[::2], weights[1::2], strict=True))
+        saved: list[Tensor | None] = [x]
+        for group in ctx.groups:
+            own = [next(pairs) for _ in group]
+            a = _stacked([a for a, _ in own]).to(x.dtype)
+            b = _stacked([b.t() for _, b in own]).mul_(_scalings(group, a.device)).to(x.dtype)
+            keep = _keep(x, group)
+            rows = _rows(x, group) if keep is None else _rows(x, group) * keep
+            low = torch.bmm(rows, a.transpose(1, 2))
+            _rows(y, group).baddbmm_(low, b)
+            saved += [a, b, low, keep]
         ctx.save_for_backward(*saved)
         ctx.mark_dirty(y)
         return y
@@ -74,18 +79,20 @@ class _AddUpdates(torch.autograd.Function):
             grad_x = torch.empty_like(x) if ctx.whole else torch.zeros_like(x)
         tensors = iter(saved)
         grad_weights: list[Tensor | None] = []
-        for member in ctx.members:
-            a, b, low = next(tensors), next(tensors), next(tensors)
-            keep = next(tensors) if drops(member) else None
-            rows = _rows(x, member) if keep is None else _rows(x, member) * keep
-            upper = _rows(grad, member)
-            scaling = member.part.scaling
-            grad_low = torch.mm(upper, b).mul_(scaling)
-            grad_weights += [torch.mm(grad_low.t(), rows), torch.mm(upper.t(), low).mul_(scaling)]
+        for group in ctx.groups:
+            a, b, low, keep = (next(tensors) for _ in range(4))
+            rows = _rows(x, group) if keep is None else _rows(x, group) * keep
+            upper = _rows(grad, group)
+            grad_low = torch.bmm(upper, b.transpose(1, 2))
+            grad_a = torch.bmm(grad_low.transpose(1, 2), rows)
+            grad_b = torch.bmm(low.transpose(1, 2), upper).mul_(_scalings(group, low.device))
+            for member, its_a, its_b in zip(group, grad_a, grad_b, strict=True):
+                r = member.part.A.shape[0]
+                grad_weights += [its_a[:r], its_b[:r].t()]
             if grad_x is not None:
-                torch.mm(grad_low, a, out=_rows(grad_x, member))
+                torch.bmm(grad_low, a, out=_rows(grad_x, group))
                 if keep is not None:
-                    _rows(grad_x, member).mul_(keep)
+                    _rows(grad_x, group).mul_(keep)
         return (grad, grad_x, None, *grad_weights)
 
 
@@ -94,17 +101,48 @@ def drops(member: Member) -> bool:
     return member.span.noise is not None and member.part.p > 0
 
 
-def _rows(x: Tensor, member: Member) -> Tensor:
-    """The member's rows as a matrix [rows x tokens, features]; a view of a contiguous x."""
-    return x[member.span.start : member.span.stop].view(-1, x.shape[-1])
+def _groups(members: Sequence[Member]) -> list[list[Member]]:
+    """The members in runs that lie side by side with as many rows each."""
+    groups: list[list[Member]] = []
+    for member in members:
+        span, last = member.span, groups[-1][-1].span if groups else None
+        joins = last and last.stop == span.start and last.stop - last.start == span.stop - span.start
+        if joins:
+            groups[-1].append(member)
+        else:
+            groups.append([member])
+    return groups
 
 
-def _input(x: Tensor, member: Member) -> tuple[Tensor, Tensor | None]:
-    """The member's rows after dropout, and the mask (0 or 1 / (1 - p)) or None."""
-    rows = _rows(x, member)
-    if not drops(member):
-        return rows, None
-    own = x[member.span.start : member.span.stop]
-    keep = keep_mask(own, member.part.p, member.span, member.site).view(rows.shape)
-    keep.mul_(1 / (1 - member.part.p))
-    return rows * keep, keep
+def _rows(x: Tensor, group: Sequence[Member]) -> Tensor:
+    """The group's rows as matrices [members, rows x tokens, features]; a view of a contiguous x."""
+    return x[group[0].span.start : group[-1].span.stop].view(len(group), -1, x.shape[-1])
+
+
+def _stacked(weights: Sequence[Tensor]) -> Tensor:
+    """Matrices [r, features] of different r as one [members, largest r, features], zeros below."""
+    most = max(weight.shape[0] for weight in weights)
+    if all(weight.shape[0] == most for weight in weights):
+        return torch.stack(list(weights))
+    stacked = weights[0].new_zeros(len(weights), most, weights[0].shape[1])
+    for place, weight in zip(stacked, weights, strict=True):
+        place[: weight.shape[0]] = weight
+    return stacked
+
+
+def _scalings(group: Sequence[Member], device: torch.device) -> Tensor | float:
+    """The members' scalings, to multiply [members, r, features] with."""
+    values = [member.part.scaling for member in group]
+    return values[0] if len(set(values)) == 1 else torch.tensor(values, device=device).view(-1, 1, 1)
+
+
+def _keep(x: Tensor, group: Sequence[Member]) -> Tensor | None:
+    """What dropout multiplies the group's rows with (0 or 1 / (1 - p); 1 where a member drops nothing)."""
+    if not any(drops(member) for member in group):
+        return None
+    masks = []
+    for member in group:
+        own = x[member.span.start : member.span.stop]
+        kept = keep_mask(own, member.part.p, member.span, member.site) if drops(member) else None
+        masks.append(torch.ones_like(own) if kept is None else kept.mul_(1 / (1 - member.part.p)))
+    return torch.cat(masks).view(len(group), -1, x.shape[-1])

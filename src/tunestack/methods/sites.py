@@ -11,6 +11,7 @@ import copy
 import hashlib
 import itertools
 import math
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -39,9 +40,9 @@ class Span:
     leading: int = 0
 
 
-class Rows:
+class Rows(threading.local):
     """Which rows of the present batch belong to which slot, and how many tokens each has; set before every
-    forward.
+    forward. Each thread has a batch of its own.
     """
 
     def __init__(self) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -21,8 +22,11 @@ from tunestack.data.encode import Encoded, pad
 from tunestack.methods.base import with_head
 from tunestack.methods.sites import Dropout, Host, SharedInputError, Span
 from tunestack.results import CurvePoint
+from tunestack.stack.lanes import Lanes
 from tunestack.stack.slot import Slot, Trial
 from tunestack.tasks.classification import SequenceClassification
+
+T = TypeVar("T")
 
 EVALUATION_TOKENS = 8192
 """Padded tokens of one evaluation batch, all slots together."""
@@ -91,7 +95,8 @@ class Occupant(Protocol):
 class Stack:
     """Trials in training on one model.
 
-    width: how many slots take part in one forward; halved when memory does not suffice.
+    width: how many slots take part in one forward; halved when memory does not suffice. lanes: how many
+    forwards run side by side.
     """
 
     def __init__(self, work: Workload, loaded: LoadedModel, autocast: bool = False) -> None:
@@ -101,6 +106,7 @@ class Stack:
         self.host = Host(loaded.model, loaded.head, loaded.fresh, work.base.tokenizer)
         self.device = work.base.device
         self.width: int | None = None
+        self.lanes = Lanes(self.device)
         self._autocast = autocast and work.base.dtype != torch.float32
         self._evaluation_tokens = EVALUATION_TOKENS
         self._next_index = 0
@@ -124,34 +130,49 @@ class Stack:
         self.host.remove(slot.index)
 
     def step(self, slots: Sequence[Slot], notify: Notify) -> None:
-        """One optimisation step of every slot given, in as few forwards as memory allows."""
-        todo = deque(slots)
+        """One optimisation step of every slot given, in as few forwards as lanes and memory allow."""
+        todo = list(slots)
         while todo:
-            group = [todo.popleft() for _ in range(min(len(todo), self.width or len(todo)))]
-            try:
-                losses = self._backward(group)
-            except SharedInputError:
-                self.width = 1
-                todo.extendleft(reversed(group))
-                continue
-            except RuntimeError as error:
-                if not _out_of_memory(error):
-                    raise
-                self.host.forget()
-                if len(group) == 1:
-                    group[
-                        0
-                    ].failure = "out of memory with this trial alone: use smaller batches or max_length"
-                    continue
-                self.width = len(group) // 2
-                message = f"out of memory: {self.width} slots at once"
-                notify(Event("narrowed", group[0].trial.key, message=message))
-                todo.extendleft(reversed(group))
-                continue
-            finally:
-                _forget_graph(self.host)
-            for slot, loss in zip(group, losses, strict=True):
-                slot.update(loss)
+            groups = self._groups(todo)
+            todo = todo[sum(map(len, groups)) :]
+            again: list[Slot] = []
+            for group, done in zip(groups, self.lanes.run(self._backward, groups), strict=True):
+                if (error := done.exception()) is None:
+                    for slot, loss in zip(group, done.result(), strict=True):
+                        slot.update(loss)
+                else:
+                    again += self._narrow(group, error, len(groups), notify)
+            todo = again + todo
+
+    def _groups(self, slots: Sequence[T]) -> list[Sequence[T]]:
+        """The next slots in line, one group a lane, none wider than memory allows."""
+        return self.lanes.divide(slots[: (self.width or len(slots)) * self.lanes.count])
+
+    def _narrow(
+        self, group: Sequence[Slot], error: BaseException, lanes: int, notify: Notify
+    ) -> Sequence[Slot]:
+        """Let fewer slots share a forward after an error that this helps with; returns who is to try again.
+
+        lanes: how many forwards ran beside each other, this one included. Raises the error where it does not
+        help. A trial that alone does not fit into memory fails.
+        """
+        if isinstance(error, SharedInputError):
+            self.width = 1
+            return group
+        if not _out_of_memory(error):
+            raise error
+        self.host.forget()
+        if len(group) > 1:
+            self.width = min(len(group) // 2, self.width or len(group))
+            message = f"out of memory: {self.width} slots at once"
+        elif lanes > 1:
+            self.lanes.count = 1
+            message = "out of memory: one slot at a time"
+        else:
+            group[0].failure = "out of memory with this trial alone: use smaller batches or max_length"
+            return []
+        notify(Event("narrowed", group[0].trial.key, message=message))
+        return group
 
     def _backward(self, slots: Sequence[Slot]) -> list[float]:
         """Forward and backward of one batch of each slot; gradients lie in the slots' vectors."""
@@ -159,6 +180,14 @@ class Stack:
             slot.grad.zero_()
         chosen = [(self.work.encoded("train", slot.max_length), slot.next_batch()) for slot in slots]
         spans = _spans(slots, chosen, training=True)
+        try:
+            return self._gradients(slots, chosen, spans)
+        finally:
+            self.host.rows.set(())  # rows of a batch that is over belong to nobody
+
+    def _gradients(
+        self, slots: Sequence[Slot], chosen: Sequence[tuple[Encoded, IntArray]], spans: Sequence[Span]
+    ) -> list[float]:
         logits = self._forward(chosen, spans)
         losses = []
         for slot, span, (encoded, indices) in zip(slots, spans, chosen, strict=True):
@@ -199,10 +228,16 @@ class Stack:
 
         Out of memory, batches are halved, down to single rows.
         """
-        width = self.width or len(slots)
+        outputs: list[Tensor] = []
+        left = slots
         try:
-            groups = [slots[start : start + width] for start in range(0, len(slots), width)]
-            return torch.cat([self._logits(group, encoded) for group in groups])
+            while left:
+                groups = self._groups(left)
+                left = left[sum(map(len, groups)) :]
+                tokens = self._evaluation_tokens // len(groups)
+                evaluate = functools.partial(self._logits, encoded=encoded, tokens=tokens)
+                outputs += [done.result() for done in self.lanes.run(evaluate, groups)]
+            return torch.cat(outputs)
         except SharedInputError:
             self.width = 1
         except RuntimeError as error:
@@ -212,9 +247,9 @@ class Stack:
         return self.logits(slots, encoded)
 
     @torch.inference_mode()
-    def _logits(self, slots: Sequence[Occupant], encoded: Encoded) -> Tensor:
+    def _logits(self, slots: Sequence[Occupant], encoded: Encoded, tokens: int) -> Tensor:
         results: Tensor | None = None
-        for indices in evaluation_batches(encoded.lengths, max(1, self._evaluation_tokens // len(slots))):
+        for indices in evaluation_batches(encoded.lengths, max(1, tokens // len(slots))):
             chosen = [(encoded, indices)] * len(slots)
             logits = self._forward(chosen, _spans(slots, chosen, training=False)).float().cpu()
             if results is None:
@@ -369,11 +404,7 @@ def _labels(encoded: Encoded) -> IntArray:
     return encoded.labels
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
+def _out_of_memory(error: BaseException) -> bool:
     words = ("can't allocate memory", "out of memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
-
-
-def _forget_graph(host: Host) -> None:
-    """Rows of a batch that is over belong to nobody."""
-    host.rows.set(())
+    told = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    return told or isinstance(error, torch.OutOfMemoryError)

@@ -1,0 +1,76 @@
+"""Lanes: parts of a stack side by side, each in a thread of its own."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+MOST = 4
+"""Lanes at most: Python itself runs in one of them at a time."""
+
+
+class Lanes:
+    """Threads that share the processor's cores, each with its own forward and backward passes.
+
+    A few hundred tokens are too little work to divide every operator among cores: they wait for each other
+    after each one, and long where another program takes a core for a moment. Slots in lanes meet once a step.
+
+    count: how many; 1 on an accelerator, which is no faster for being asked by several.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.count = min(MOST, torch.get_num_threads()) if device.type == "cpu" else 1
+
+    def divide(self, things: Sequence[T]) -> list[Sequence[T]]:
+        """The things in consecutive parts of about equal size, one a lane; no more parts than things."""
+        parts = max(1, min(self.count, len(things)))
+        ends = [round(len(things) * part / parts) for part in range(parts + 1)]
+        return [things[start:stop] for start, stop in itertools.pairwise(ends)]
+
+    def run(self, function: Callable[[T], R], parts: Sequence[T]) -> Iterator[Future[R]]:
+        """The function of every part, each in a lane; when all are done, their futures in order.
+
+        One part alone runs in the caller's own thread, and has all cores.
+        """
+        if len(parts) == 1:
+            futures = [_now(function, parts[0])]
+        else:
+            threads = _threads(self.count, torch.get_num_threads())
+            futures = [threads.submit(function, part) for part in parts]
+        wait(futures)
+        yield from futures
+
+
+@functools.cache
+def _threads(count: int, cores: int) -> ThreadPoolExecutor:
+    """One set of threads in a process, whatever stacks come and go; each with its share of the cores."""
+    ready = threading.Barrier(count + 1)
+
+    def prepare() -> None:
+        torch.set_num_threads(max(1, cores // count))
+        ready.wait()
+
+    pool = ThreadPoolExecutor(count, "lane", initializer=prepare)
+    for _ in range(count):
+        pool.submit(lambda: None)
+    ready.wait()
+    torch.set_num_threads(cores)  # PyTorch passes the last number set on to threads yet to come
+    return pool
+
+
+def _now(function: Callable[[T], R], part: T) -> Future[R]:
+    future: Future[R] = Future()
+    try:
+        future.set_result(function(part))
+    except Exception as error:
+        future.set_exception(error)
+    return future
