@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +14,8 @@ import pytest
 import torch
 
 import tiny
-from tunestack.stack.loop import Event
+from tunestack.results import CurvePoint
+from tunestack.stack.loop import Event, train
 from tunestack.stack.slot import Slot, Trial
 
 
@@ -255,3 +258,50 @@ def test_texts_have_the_room_that_a_prompt_leaves(tmp_path: Path) -> None:
     base.tokenizer.model_max_length = 32
     assert base.room_for_text(512, 20) == 32
     assert base.room_for_text(512, 80) == 16
+
+
+def test_a_pruned_trial_ends_where_it_is_and_leaves_no_trace(tmp_path: Path) -> None:
+    """Its slot goes to the next trial, which is asked for only then; the neighbours do not notice."""
+    work = tiny.workload(tiny.random_base(tmp_path, "bert"))
+    trials = [tiny.trial(work.base, key, seed, epochs=3) for seed, key in enumerate("abcd", 1)]
+    solo = tiny.alone(work, trials)
+    events: list[Event] = []
+    asked: list[tuple[str, list[str]]] = []
+
+    def source() -> Iterator[Trial]:
+        for trial in trials:
+            asked.append((trial.key, [event.key for event in events if event.kind in ("finished", "pruned")]))
+            yield trial
+
+    def prune(trial: Trial, point: CurvePoint) -> bool:
+        return trial.key == "b" and point.epoch >= 1
+
+    outcomes = {}
+    for outcome in train(work, source(), 2, events.append, tmp_path, prune):
+        outcomes[outcome.trial.key] = (outcome.pruned, outcome.slot.progress.step)
+        if not outcome.pruned:
+            tiny.assert_close(outcome.slot.adapter.tensors(), solo[outcome.trial.key].best, tiny.TOLERANCE)
+    steps = solo["a"].steps
+    assert outcomes == {
+        "a": (False, steps),
+        "b": (True, steps // 3),
+        "c": (False, steps),
+        "d": (False, steps),
+    }
+    assert asked == [("a", []), ("b", []), ("c", ["b"]), ("d", ["b", "a"])]
+    assert [event.kind for event in events if event.key == "b"][-1] == "pruned"
+
+
+@pytest.mark.parametrize(("rows", "batch_size", "each"), [(26, 4, 3), (8, 4, 5), (25, 4, 2), (4, 4, 4)])
+def test_an_epoch_is_evaluated_in_equal_parts(tmp_path: Path, rows: int, batch_size: int, each: int) -> None:
+    work = tiny.workload(tiny.random_base(tmp_path, "bert"), rows=rows)
+    fields = {"epochs": 2, "batch_size": batch_size}
+    parts = tiny.run(work, [tiny.trial(work.base, "a", evaluations_per_epoch=each, **fields)])["a"]
+    whole = tiny.run(work, [tiny.trial(work.base, "a", **fields)])["a"]
+    tiny.assert_close(parts.final, whole.final, 1e-7)
+    count = math.ceil(rows / batch_size)
+    wanted = sorted(
+        {epoch * count + math.ceil(part * count / each) for epoch in range(2) for part in range(1, each + 1)}
+    )
+    assert [point.step for point in parts.curve] == wanted
+    assert [point.step for point in whole.curve] == [count, 2 * count]

@@ -77,6 +77,8 @@ class TrainingConfig(Settings):
     """Longest input in tokens; longer ones are cut, and the report says how many."""
     class_weights: Literal["balanced"] | list[float] | None = "balanced"
     """Weights of the cross-entropy a class: balanced as scikit-learn does it, given in id order, or none."""
+    evaluations_per_epoch: int = Field(default=1, ge=1)
+    """How often an epoch is evaluated on validation, in equal parts; the best of all evaluations is kept."""
     early_stopping_patience: int | None = Field(default=None, ge=1)
     """Stop after this many evaluations without a better validation metric."""
     base_dropout: bool = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections import deque
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -39,7 +39,7 @@ class Event:
     steps: of how many. point: the evaluation, with kind "evaluated". message: with kind "failed".
     """
 
-    kind: Literal["started", "step", "evaluated", "finished", "failed", "narrowed", "measuring"]
+    kind: Literal["started", "step", "evaluated", "finished", "failed", "pruned", "narrowed", "measuring"]
     key: str
     step: int = 0
     steps: int = 0
@@ -50,6 +50,7 @@ class Event:
 
 
 Notify = Callable[[Event], None]
+Prune = Callable[[Trial, CurvePoint], bool]
 
 
 @dataclass
@@ -83,6 +84,7 @@ class Outcome:
     probabilities: Mapping[str, FloatArray]
     seconds: float
     failure: str | None
+    pruned: bool = False
 
 
 class Occupant(Protocol):
@@ -288,7 +290,7 @@ class Stack:
             if "test" in self.work.splits:
                 encoded = self.work.encoded("test", slot.max_length)
                 probabilities["test"] = self.work.task.probabilities(self.logits([slot], encoded)[0])
-        return Outcome(slot.trial, slot, self.host, probabilities, slot.seconds(), slot.failure)
+        return Outcome(slot.trial, slot, self.host, probabilities, slot.seconds(), slot.failure, slot.pruned)
 
 
 def train(
@@ -297,45 +299,72 @@ def train(
     slots: int,
     notify: Notify,
     checkpoints: Path | None = None,
+    prune: Prune = lambda trial, point: False,
 ) -> Iterator[Outcome]:
     """Train trials on one base, at most `slots` at a time; a slot that gets free is filled at once.
 
-    checkpoints: a folder that holds the state of every unfinished trial after each of its epochs, and
-    after an interruption; trials found there go on where they were. Yields each trial as it ends.
+    trials: asked for the next one when there is a slot for it, after every outcome so far was taken. Those
+    that cannot share the base train at the end, one by one. checkpoints: a folder that holds the state of
+    every unfinished trial after each of its evaluations, and after an interruption; trials found there go on
+    where they were. prune: whether a trial is to end with the evaluation that it has just had. Yields each
+    trial as it ends.
     """
-    queue = deque(trials)
-    alone = [trial for trial in queue if not trial.method.stacks]
-    together = deque(trial for trial in queue if trial.method.stacks)
-    if together:
-        yield from _train_together(work, together, slots, notify, checkpoints)
+    alone: list[Trial] = []
+    sharing = _sharing(trials, alone)
+    if (first := next(sharing, None)) is not None:
+        yield from _train_together(work, itertools.chain([first], sharing), slots, notify, checkpoints, prune)
     for trial in alone:
-        yield from _train_alone(work, trial, notify, checkpoints)
+        yield from _train_alone(work, trial, notify, checkpoints, prune)
+
+
+def _sharing(trials: Iterable[Trial], alone: list[Trial]) -> Iterator[Trial]:
+    """The trials that can share a base; the others are put aside."""
+    for trial in trials:
+        if trial.method.stacks:
+            yield trial
+        else:
+            alone.append(trial)
 
 
 def _train_together(
-    work: Workload, trials: deque[Trial], slots: int, notify: Notify, checkpoints: Path | None
+    work: Workload,
+    trials: Iterator[Trial],
+    slots: int,
+    notify: Notify,
+    checkpoints: Path | None,
+    prune: Prune,
 ) -> Iterator[Outcome]:
     """Trials that share a base, which is in memory no longer than they train."""
     loaded = work.base.load_model(work.task.auto_class, work.task.model_config(work.base))
-    yield from _train_stack(Stack(work, loaded), trials, slots, notify, checkpoints)
+    yield from _train_stack(Stack(work, loaded), trials, slots, notify, checkpoints, prune)
 
 
-def _train_alone(work: Workload, trial: Trial, notify: Notify, checkpoints: Path | None) -> Iterator[Outcome]:
+def _train_alone(
+    work: Workload, trial: Trial, notify: Notify, checkpoints: Path | None, prune: Prune
+) -> Iterator[Outcome]:
     """A trial that cannot share a base: the same loop, a stack of one on a model of its own."""
     config = work.task.model_config(work.base)
     dtype = trial.method.weights_dtype(work.base.dtype)
     loaded = work.base.load_model(work.task.auto_class, config, dtype)
-    yield from _train_stack(Stack(work, loaded, autocast=True), deque([trial]), 1, notify, checkpoints)
+    stack = Stack(work, loaded, autocast=True)
+    yield from _train_stack(stack, iter([trial]), 1, notify, checkpoints, prune)
 
 
 def _train_stack(
-    stack: Stack, queue: deque[Trial], slots: int, notify: Notify, checkpoints: Path | None
+    stack: Stack,
+    queue: Iterator[Trial],
+    slots: int,
+    notify: Notify,
+    checkpoints: Path | None,
+    prune: Prune,
 ) -> Iterator[Outcome]:
     active: list[Slot] = []
     try:
-        while queue or active:
-            while queue and len(active) < slots:
-                active.append(_start(stack, queue.popleft(), notify, checkpoints))
+        while True:
+            while len(active) < slots and (trial := next(queue, None)) is not None:
+                active.append(_start(stack, trial, notify, checkpoints, prune))
+            if not active:
+                return
             running = [slot for slot in active if not slot.finished]
             stack.step(running, notify)
             for slot in running:
@@ -343,10 +372,11 @@ def _train_stack(
             due = [slot for slot in running if slot.failure is None and slot.evaluation_due]
             if due:
                 stack.evaluate(due, notify)
+                _judge(due, prune)
                 _save(due, checkpoints)
             for slot in [slot for slot in active if slot.finished]:
                 active.remove(slot)
-                notify(_event("failed" if slot.failure else "finished", slot))
+                notify(_event(_ending(slot), slot))
                 yield stack.outcome(slot)
                 stack.close(slot)
     except (KeyboardInterrupt, GeneratorExit):
@@ -354,13 +384,27 @@ def _train_stack(
         raise
 
 
-def _start(stack: Stack, trial: Trial, notify: Notify, checkpoints: Path | None) -> Slot:
+def _judge(slots: Sequence[Slot], prune: Prune) -> None:
+    """Mark those that end here; whoever has ended anyway is not asked about."""
+    for slot in slots:
+        if not slot.finished:
+            slot.pruned = prune(slot.trial, slot.progress.curve[-1])
+
+
+def _ending(slot: Slot) -> Literal["finished", "failed", "pruned"]:
+    if slot.failure is not None:
+        return "failed"
+    return "pruned" if slot.pruned else "finished"
+
+
+def _start(stack: Stack, trial: Trial, notify: Notify, checkpoints: Path | None, prune: Prune) -> Slot:
     slot = stack.open(trial)
     if checkpoints is not None and (path := _checkpoint(checkpoints, slot)).exists():
         slot.load(path)
     notify(_event("started", slot))
     if slot.evaluation_due:  # interrupted between its last step and the evaluation
         stack.evaluate([slot], notify)
+        _judge([slot], prune)
     return slot
 
 
@@ -387,7 +431,7 @@ def _spans(
 
 
 def _event(
-    kind: Literal["started", "step", "evaluated", "finished", "failed"],
+    kind: Literal["started", "step", "evaluated", "finished", "failed", "pruned"],
     slot: Slot,
     point: CurvePoint | None = None,
 ) -> Event:

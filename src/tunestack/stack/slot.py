@@ -82,6 +82,7 @@ class Slot:
         self.class_weights = weights
         self.progress = Progress()
         self.failure: str | None = None
+        self.pruned = False
         self.consistent = True
         self.best_probabilities: FloatArray | None = None
         self.lengths = lengths
@@ -109,17 +110,21 @@ class Slot:
 
     @property
     def finished(self) -> bool:
-        """Whether training has ended: by steps, by early stopping, or by failure."""
+        """Whether training has ended: by steps, by early stopping, by pruning, or by failure."""
         patience = self.trial.training.early_stopping_patience
         stopped = patience is not None and self.progress.without_gain >= patience
-        return self.failure is not None or stopped or self.progress.step >= self.total_steps
+        return self.failure is not None or self.pruned or stopped or self.progress.step >= self.total_steps
 
     @property
     def evaluation_due(self) -> bool:
-        """Whether an epoch has just ended, or the training, and is not evaluated yet."""
+        """Whether an epoch, or the part of one that is evaluated, has just ended, or the training, and is not
+        evaluated yet.
+        """
         step = self.progress.step
         evaluated = self.progress.curve[-1].step if self.progress.curve else 0
-        return step > evaluated and (step % self.steps_per_epoch == 0 or step >= self.total_steps)
+        each = self.trial.training.evaluations_per_epoch
+        ends = step * each // self.steps_per_epoch > (step - 1) * each // self.steps_per_epoch
+        return step > evaluated and (ends or step >= self.total_steps)
 
     def batches(self, epoch: int) -> list[IntArray]:
         """The examples of every step of an epoch; a function of the seed and the epoch alone."""
