@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -86,6 +87,12 @@ class TrainingConfig(Settings):
     def steps(self, rows: int) -> int:
         """How many training steps so many rows make."""
         return max(1, math.ceil(math.ceil(rows / self.batch_size) * self.epochs))
+
+
+def split_fields(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A method's own fields, and those of training."""
+    training = {name: value for name, value in values.items() if name in TrainingConfig.model_fields}
+    return {name: value for name, value in values.items() if name not in training}, training
 
 
 class MethodEntry(Settings):

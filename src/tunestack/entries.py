@@ -19,10 +19,9 @@ from tunestack.settings import validated
 from tunestack.tasks.classification import SequenceClassification
 
 
-def split_fields(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A method's own fields, and those of training."""
-    training = {name: value for name, value in values.items() if name in TrainingConfig.model_fields}
-    return {name: value for name, value in values.items() if name not in training}, training
+def own_fields(method: Method) -> set[str]:
+    """The fields that a method's config has for itself, beside those of every config."""
+    return set(method.config_class.__dataclass_fields__) - set(PeftConfig.__dataclass_fields__)
 
 
 def training_defaults(method: str, given: Collection[str], own: Collection[str]) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from tunestack.baselines.base import Baseline
 from tunestack.baselines.registry import BASELINES
 from tunestack.bases import Base, load_base
 from tunestack.comparison.checks import check_class_weights, check_metric, check_names, check_output
-from tunestack.config import BaseConfig, CompareConfig, MethodConfig, Settings, TrainingConfig
+from tunestack.config import BaseConfig, CompareConfig, MethodConfig, Settings, TrainingConfig, split_fields
 from tunestack.data import TextData, load_text_data
-from tunestack.entries import BaseCheck, entry_training, method_config, split_fields, training_defaults
+from tunestack.entries import BaseCheck, entry_training, method_config, training_defaults
 from tunestack.errors import Problems, did_you_mean
 from tunestack.files import slug
 from tunestack.methods.base import Method
