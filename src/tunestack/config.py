@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 def _label_text(value: object) -> object:
@@ -90,8 +91,14 @@ class TrainingConfig(Settings):
         return max(1, math.ceil(math.ceil(rows / self.batch_size) * self.epochs))
 
 
-class MethodConfig(Settings):
-    """One entry of `methods`: a name, its own fields, and what it trains with differently.
+def split_fields(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A method's own fields, and those of training."""
+    training = {name: value for name, value in values.items() if name in TrainingConfig.model_fields}
+    return {name: value for name, value in values.items() if name not in training}, training
+
+
+class MethodEntry(Settings):
+    """A method with its own fields, and what it trains with differently.
 
     The method's own fields stand beside the others: `{method: lora, r: 8, training: {learning_rate: 5e-4}}`.
     """
@@ -104,8 +111,6 @@ class MethodConfig(Settings):
     """The method's own fields (PEFT's names: r, lora_alpha, target_modules, ...)."""
     training: dict[str, Any] = {}
     """Training fields that differ for this method."""
-    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
-    """Fields (of the method or of training) with several values each: one candidate for every combination."""
 
     @model_validator(mode="before")
     @classmethod
@@ -119,6 +124,13 @@ class MethodConfig(Settings):
         own = {name: field for name, field in value.items() if name not in cls.model_fields}
         config = ours.get("config", {})
         return {**ours, "config": {**config, **own}} if isinstance(config, dict) else ours
+
+
+class MethodConfig(MethodEntry):
+    """One entry of a comparison's `methods`."""
+
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+    """Fields (of the method or of training) with several values each: one candidate for every combination."""
 
 
 class BaseConfig(Settings):
@@ -143,6 +155,25 @@ class BaseConfig(Settings):
         return {"model": value} if isinstance(value, str) else value
 
 
+def _counted(value: Any) -> Any:
+    """Accept how many seeds: 3 means 1, 2, 3."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        return value
+    if value < 1:
+        raise ValueError("how many seeds, at least 1, or a list of them")
+    return list(range(1, value + 1))
+
+
+def _different(value: list[int]) -> list[int]:
+    if len(set(value)) < len(value) or min(value) < 0:
+        raise ValueError("different numbers of 0 or more")
+    return value
+
+
+Seeds = Annotated[list[int], Field(min_length=1), BeforeValidator(_counted), AfterValidator(_different)]
+"""Seeds: a list, or how many."""
+
+
 class CompareConfig(Settings):
     """A comparison: every base with every method with every seed, on one task."""
 
@@ -150,7 +181,7 @@ class CompareConfig(Settings):
     bases: list[BaseConfig] = []
     methods: list[MethodConfig] = Field(min_length=1)
     training: TrainingConfig = TrainingConfig()
-    seeds: list[int] = Field(default=[1, 2, 3], min_length=1)
+    seeds: Seeds = [1, 2, 3]
     """Seeds of every candidate that has any randomness: a list, or how many."""
     metric: str = "f1"
     """What candidates are chosen by, on validation: f1 (macro beyond two classes), accuracy, mcc, ..."""
@@ -160,20 +191,3 @@ class CompareConfig(Settings):
     """Measure what each candidate costs alone; without it, the verdict has no costs to choose by."""
     output: str = Field(default="runs/comparison", min_length=1)
     """The run folder."""
-
-    @field_validator("seeds", mode="before")
-    @classmethod
-    def _count(cls, value: Any) -> Any:
-        """Accept how many seeds: 3 means 1, 2, 3."""
-        if not isinstance(value, int) or isinstance(value, bool):
-            return value
-        if value < 1:
-            raise ValueError("how many seeds, at least 1, or a list of them")
-        return list(range(1, value + 1))
-
-    @field_validator("seeds")
-    @classmethod
-    def _different(cls, value: list[int]) -> list[int]:
-        if len(set(value)) < len(value) or min(value) < 0:
-            raise ValueError("different numbers of 0 or more")
-        return value

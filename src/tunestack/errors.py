@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,21 @@ class Problems:
         """Take over the problems of an error that was caught."""
         for problem in error.problems:
             self._note(problem)
+
+    @contextmanager
+    def collecting(self, where: str = "") -> Iterator[None]:
+        """Note the problems of a user's error, with the place they are in, and go on after the block."""
+        try:
+            yield
+        except UserError as error:
+            for problem in error.problems:
+                self._note(replace(problem, where=f"{where}: {problem.where}") if where else problem)
+
+    def attempt(self, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T | None:
+        """Call; on a user's error note its problems and give None."""
+        with self.collecting():
+            return function(*arguments, **named)
+        return None
 
     def __bool__(self) -> bool:
         return bool(self._problems)

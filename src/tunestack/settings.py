@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -116,6 +117,33 @@ def overlay(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, An
         elif value is not None:
             result[name] = value
     return result
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """The settings in which two configurations differ, each with both values."""
+    theirs, ours = _leaves(dict(there)), _leaves(dict(here))
+    return [
+        f"{name}: {_short(theirs.get(name))} there, {_short(ours.get(name))} here"
+        for name in dict.fromkeys([*ours, *theirs])
+        if theirs.get(name) != ours.get(name)
+    ]
+
+
+def _leaves(value: Any, place: str = "") -> dict[str, Any]:
+    """Single settings by their places: {"methods.0.config.r": 8}."""
+    if not isinstance(value, dict | list) or not value:
+        return {place: value}
+    inner = value.items() if isinstance(value, dict) else enumerate(value)
+    return {
+        name: leaf
+        for key, child in inner
+        for name, leaf in _leaves(child, f"{place}.{key}" if place else str(key)).items()
+    }
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def validated(kind: type[S], values: Mapping[str, Any], where: str = "") -> S:

@@ -22,7 +22,7 @@ from tunestack.environment import environment
 from tunestack.errors import Problem, UserError
 from tunestack.files import replacing, slug, write_json, write_text
 from tunestack.results import Costs, SeedResult, SplitScores
-from tunestack.settings import to_yaml
+from tunestack.settings import differences, to_yaml
 from tunestack.tasks.metrics import confusion_matrix
 
 FREE = ("output", "slots", "measure_costs")
@@ -171,12 +171,7 @@ def _check_same(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> Non
     theirs = {**theirs, "config": _with_defaults(theirs["config"])}
     if theirs == ours:
         return
-    there, here = _leaves(theirs["config"]), _leaves(ours["config"])
-    differing = [
-        f"{name}: {_short(there.get(name))} there, {_short(here.get(name))} here"
-        for name in dict.fromkeys([*here, *there])
-        if there.get(name) != here.get(name)
-    ]
+    differing = differences(theirs["config"], ours["config"])
     changed = [part for part in ("data", "weights") if theirs.get(part) != ours[part]]
     found = f"a run of another configuration ({'; '.join(differing)})"
     raise UserError(
@@ -196,20 +191,3 @@ def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
     except ValidationError:
         return config
     return whole.model_dump(mode="json", exclude=set(FREE))
-
-
-def _leaves(value: Any, place: str = "") -> dict[str, Any]:
-    """Single settings by their places: {"methods.0.config.r": 8}."""
-    if not isinstance(value, dict | list) or not value:
-        return {place: value}
-    inner = value.items() if isinstance(value, dict) else enumerate(value)
-    return {
-        name: leaf
-        for key, child in inner
-        for name, leaf in _leaves(child, f"{place}.{key}" if place else str(key)).items()
-    }
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."

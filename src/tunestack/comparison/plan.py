@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal
 
 from peft import PeftConfig
-from transformers import PreTrainedModel
 
 from tunestack.baselines.base import Baseline
 from tunestack.baselines.registry import BASELINES
 from tunestack.bases import Base, load_base
-from tunestack.bases.base import head_modules
 from tunestack.comparison.checks import check_class_weights, check_metric, check_names, check_output
-from tunestack.config import BaseConfig, CompareConfig, MethodConfig, Settings, TrainingConfig
+from tunestack.config import BaseConfig, CompareConfig, MethodConfig, Settings, TrainingConfig, split_fields
 from tunestack.data import TextData, load_text_data
-from tunestack.errors import Problem, Problems, UserError, did_you_mean
+from tunestack.entries import BaseCheck, entry_training, method_config, training_defaults
+from tunestack.errors import Problems, did_you_mean
 from tunestack.files import slug
 from tunestack.methods.base import Method
 from tunestack.methods.registry import METHODS
-from tunestack.settings import validated
 from tunestack.stack.slot import Trial
 from tunestack.tasks.classification import SequenceClassification
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -111,7 +106,7 @@ def make_plan(config: CompareConfig) -> Plan:
     config = with_method_defaults(config)
     problems = Problems()
     check_output(Path(config.output), problems)
-    data = _collected(problems, load_text_data, config.data)
+    data = problems.attempt(load_text_data, config.data)
     bases = _open_bases(config, problems)
     names = data.label_names if data else ("0", "1")
     check_metric(config.metric, len(names) if data else None, problems)
@@ -124,7 +119,7 @@ def make_plan(config: CompareConfig) -> Plan:
         for candidate in candidates:
             if isinstance(candidate, MethodCandidate):
                 steps = candidate.training.steps(len(data.train))
-                _collected(problems, candidate.method.check_steps, candidate.config, steps)
+                problems.attempt(candidate.method.check_steps, candidate.config, steps)
     problems.raise_if_any()
     assert data is not None  # or its problems would have been raised
     return Plan(config, data, task, bases, candidates)
@@ -133,16 +128,12 @@ def make_plan(config: CompareConfig) -> Plan:
 def with_method_defaults(config: CompareConfig) -> CompareConfig:
     """The settings with each method's own training defaults written out where the user gave nothing.
 
-    So the resolved configuration repeats the run, although it names a value for every shared field. A ratio
-    of learning rates goes with the rate that it was made for: whoever gives a rate gets no ratio unasked.
+    So the resolved configuration repeats the run, although it names a value for every shared field.
     """
     given = config.training.model_fields_set
     entries = []
     for entry in config.methods:
-        own = dict(METHODS[entry.method].training_defaults) if entry.method in METHODS else {}
-        if "learning_rate" in {*given, *entry.training, *entry.grid}:
-            own.pop("loraplus_lr_ratio", None)
-        wanted = {name: value for name, value in own.items() if name not in given and name not in entry.grid}
+        wanted = training_defaults(entry.method, given, {*entry.training, *entry.grid})
         entries.append(entry.model_copy(update={"training": {**wanted, **entry.training}}))
     return config.model_copy(update={"methods": entries})
 
@@ -150,26 +141,6 @@ def with_method_defaults(config: CompareConfig) -> CompareConfig:
 def texts_of(split: Any) -> tuple[list[str], list[str] | None]:
     """The texts of a split, and the second texts of pairs."""
     return list(split["text"]), list(split["text_pair"]) if "text_pair" in split.column_names else None
-
-
-def _collected(problems: Problems, function: Callable[..., T], *arguments: Any) -> T | None:
-    """Call; on a user's error note its problems and go on."""
-    try:
-        return function(*arguments)
-    except UserError as error:
-        problems.extend(error)
-        return None
-
-
-@contextmanager
-def _collecting(problems: Problems, where: str = "") -> Iterator[None]:
-    """Note the problems of a user's error, with the place they are in, and go on after the block."""
-    try:
-        yield
-    except UserError as error:
-        for problem in error.problems:
-            place = f"{where}: {problem.where}" if where else problem.where
-            problems.extend(UserError(replace(problem, where=place)))
 
 
 def _open_bases(config: CompareConfig, problems: Problems) -> dict[str, Base]:
@@ -183,9 +154,9 @@ def _open_bases(config: CompareConfig, problems: Problems) -> dict[str, Base]:
             fix="Remove one, or compare them in runs of their own.",
         )
     for name, settings in zip(names, config.bases, strict=True):
-        base = _collected(problems, load_base, settings)
+        base = problems.attempt(load_base, settings)
         if base is not None:
-            _collected(problems, base.source.check_weights, settings.model)
+            problems.attempt(base.source.check_weights, settings.model)
             bases[name] = base
     if not config.bases and any(_needs_base(entry) for entry in config.methods):
         problems.add(
@@ -211,7 +182,7 @@ def _candidates(
     config: CompareConfig, bases: dict[str, Base], task: SequenceClassification, problems: Problems
 ) -> Iterator[MethodCandidate | BaselineCandidate]:
     known = [*METHODS, *BASELINES]
-    checks = {name: _BaseCheck(base, task) for name, base in bases.items()}
+    checks = {name: BaseCheck(base, task) for name, base in bases.items()}
     shown = _short_names(list(bases))
     for position, entry in enumerate(config.methods):
         where = f"methods.{position}"
@@ -229,41 +200,14 @@ def _candidates(
             if entry.name and entry.grid:
                 label = f"{entry.name} {_values(variant.chosen)}"
             training = None
-            with _collecting(problems):
+            with problems.collecting():
                 training = _training(config, variant, where)
             # Where no base could be opened, the rest is checked all the same.
             on: list[str | None] = [*bases] if bases and _needs_base(entry) else [None]
             for base in on:
                 name = f"{shown[base]} {label}" if base and len(bases) > 1 else label
-                with _collecting(problems, where if name == label else f"{where} on {shown[base or '']}"):
+                with problems.collecting(where if name == label else f"{where} on {shown[base or '']}"):
                     yield from _candidate(variant, name, base, checks, training)
-
-
-@dataclass
-class _BaseCheck:
-    """A base's skeleton on the meta device, made when the first method is checked against it."""
-
-    base: Base
-    task: SequenceClassification
-    _skeleton: PreTrainedModel | None = field(default=None)
-
-    @property
-    def skeleton(self) -> PreTrainedModel:
-        """The model without weights. Raises UserError where transformers cannot make it a classifier."""
-        if self._skeleton is None:
-            config = self.task.model_config(self.base)
-            try:
-                self._skeleton = self.base.skeleton(self.task.auto_class, config)
-            except ValueError as error:
-                raise UserError(
-                    Problem(
-                        self.base.name,
-                        "a model that transformers can classify sequences with",
-                        f"model_type {config.model_type!r}",
-                        "Choose another base.",
-                    )
-                ) from error
-        return self._skeleton
 
 
 @dataclass(frozen=True)
@@ -277,48 +221,33 @@ class _Variant:
 
 
 def _expand(entry: MethodConfig) -> Iterator[_Variant]:
-    trains = entry.method in METHODS
     for values in itertools.product(*entry.grid.values()):
         chosen = dict(zip(entry.grid, values, strict=True))
-        of_training = {
-            name: chosen[name] for name in chosen if trains and name in TrainingConfig.model_fields
-        }
-        own = {name: chosen[name] for name in chosen if name not in of_training}
+        own, of_training = split_fields(chosen) if entry.method in METHODS else (chosen, {})
         yield _Variant(entry.method, {**entry.config, **own}, {**entry.training, **of_training}, chosen)
 
 
 def _training(config: CompareConfig, variant: _Variant, where: str) -> TrainingConfig:
     """What a variant trains with. Raises UserError for fields that do not belong where they are."""
+    if variant.method in METHODS:
+        return entry_training(config.training, variant.method, variant.fields, variant.training, where)
     problems = Problems()
-    if variant.method in BASELINES:
-        for name in variant.training:
-            problems.add(
-                f"{where}.training.{name}",
-                expected="no training fields: this is a baseline",
-                found=name,
-                fix="Remove it.",
-            )
-        problems.raise_if_any()
-        return config.training
-    for name in set(variant.fields) & set(TrainingConfig.model_fields):
+    for name in variant.training:
         problems.add(
-            f"{where}.{name}",
-            expected=f"a field of {variant.method}",
-            found="a field of training",
-            fix=f"Write it under `training`: {{method: {variant.method}, training: {{{name}: ...}}}}.",
+            f"{where}.training.{name}",
+            expected="no training fields: this is a baseline",
+            found=name,
+            fix="Remove it.",
         )
-    values = {**config.training.model_dump(), **variant.training}
-    with _collecting(problems):
-        training = validated(TrainingConfig, values, f"{where}.training")
     problems.raise_if_any()
-    return training
+    return config.training
 
 
 def _candidate(
     variant: _Variant,
     name: str,
     base: str | None,
-    checks: dict[str, _BaseCheck],
+    checks: dict[str, BaseCheck],
     training: TrainingConfig | None,
 ) -> Iterator[MethodCandidate | BaselineCandidate]:
     """The candidate, if its training is right. Raises UserError for what is wrong with its own fields.
@@ -326,26 +255,31 @@ def _candidate(
     base: None for a baseline that needs none; for others where no base could be opened, which is a problem
     noted already: only what does not depend on it is checked then.
     """
-    skeleton = checks[base].skeleton if base else None
+    check = checks[base] if base else None
     if variant.method in BASELINES:
+        if check is not None:
+            _ = check.skeleton  # a base that cannot be a classifier is told of
         baseline = BASELINES[variant.method]
         shared = training.model_dump() if training is not None else {}
         yield BaselineCandidate(name, base, baseline, baseline.make_options(variant.fields, shared))
         return
     method = METHODS[variant.method]
-    own = variant.fields.keys() - TrainingConfig.model_fields.keys()
-    fields = {name: variant.fields[name] for name in variant.fields if name in own}
-    if base is None or skeleton is None:
-        method.make_config(fields, "", [])
-        return
-    model_type = checks[base].base.config.model_type
-    settings = method.make_config(fields, model_type, head_modules(skeleton, model_type))
-    method.check(settings, skeleton)
-    if training is not None:
-        method.check_training(training)
-        shown = {**method.defaults(model_type), **fields}
-        taken = method.positions_taken(settings, skeleton)
-        yield MethodCandidate(name, base, method, settings, training, shown, taken)
+    fields, _ = split_fields(variant.fields)
+    if base is None or check is None or training is None:
+        method_config(method, fields, check)
+    else:
+        yield method_candidate(name, base, check, method, fields, training)
+
+
+def method_candidate(
+    name: str, base: str, check: BaseCheck, method: Method, fields: dict[str, Any], training: TrainingConfig
+) -> MethodCandidate:
+    """A method with its own fields on a base. Raises UserError for what cannot work."""
+    settings = method_config(method, fields, check)
+    method.check_training(training)
+    shown = {**method.defaults(check.base.config.model_type), **fields}
+    taken = method.positions_taken(settings, check.skeleton)
+    return MethodCandidate(name, base, method, settings, training, shown, taken)
 
 
 def _label(variant: _Variant, alone: bool) -> str:

@@ -1,0 +1,99 @@
+"""Entries of `methods`: which fields are the method's own and which training's, whether they suit a base."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from peft import PeftConfig
+from transformers import PreTrainedModel
+
+from tunestack.bases import Base
+from tunestack.bases.base import head_modules
+from tunestack.config import TrainingConfig
+from tunestack.errors import Problem, Problems, UserError
+from tunestack.methods.base import Method
+from tunestack.methods.registry import METHODS
+from tunestack.settings import validated
+from tunestack.tasks.classification import SequenceClassification
+
+
+def own_fields(method: Method) -> set[str]:
+    """The fields that a method's config has for itself, beside those of every config."""
+    return set(method.config_class.__dataclass_fields__) - set(PeftConfig.__dataclass_fields__)
+
+
+def training_defaults(method: str, given: Collection[str], own: Collection[str]) -> dict[str, Any]:
+    """A method's own training defaults, where nobody gave a value.
+
+    given: fields that are given for all methods; own: for this one. A ratio of learning rates goes with the
+    rate that it was made for: whoever gives a rate gets no ratio unasked.
+    """
+    defaults = dict(METHODS[method].training_defaults) if method in METHODS else {}
+    if "learning_rate" in {*given, *own}:
+        defaults.pop("loraplus_lr_ratio", None)
+    return {name: value for name, value in defaults.items() if name not in given and name not in own}
+
+
+def entry_training(
+    shared: TrainingConfig, method: str, fields: Mapping[str, Any], training: Mapping[str, Any], where: str
+) -> TrainingConfig:
+    """What an entry trains with. Raises UserError for fields that do not belong where they are.
+
+    fields: the method's own, among which none of training's may stand. training: what differs from `shared`.
+    """
+    problems = Problems()
+    for name in set(fields) & set(TrainingConfig.model_fields):
+        problems.add(
+            f"{where}.{name}",
+            expected=f"a field of {method}",
+            found="a field of training",
+            fix=f"Write it under `training`: {{method: {method}, training: {{{name}: ...}}}}.",
+        )
+    values = {**shared.model_dump(), **training}
+    result = problems.attempt(validated, TrainingConfig, values, f"{where}.training")
+    problems.raise_if_any()
+    assert result is not None  # or its problems would have been raised
+    return result
+
+
+@dataclass
+class BaseCheck:
+    """A base's skeleton on the meta device, made when the first method is checked against it."""
+
+    base: Base
+    task: SequenceClassification
+    _skeleton: PreTrainedModel | None = field(default=None)
+
+    @property
+    def skeleton(self) -> PreTrainedModel:
+        """The model without weights. Raises UserError where transformers cannot make it a classifier."""
+        if self._skeleton is None:
+            config = self.task.model_config(self.base)
+            try:
+                self._skeleton = self.base.skeleton(self.task.auto_class, config)
+            except ValueError as error:
+                raise UserError(
+                    Problem(
+                        self.base.name,
+                        "a model that transformers can classify sequences with",
+                        f"model_type {config.model_type!r}",
+                        "Choose another base.",
+                    )
+                ) from error
+        return self._skeleton
+
+
+def method_config(method: Method, fields: Mapping[str, Any], check: BaseCheck | None) -> PeftConfig:
+    """A method's config from its own fields. Raises UserError for what is wrong with them.
+
+    check: the base; None where there is none, and only what does not depend on it is checked.
+    """
+    if check is None:
+        return method.make_config(fields, "", [])
+    skeleton = check.skeleton
+    model_type = check.base.config.model_type
+    settings = method.make_config(fields, model_type, head_modules(skeleton, model_type))
+    method.check(settings, skeleton)
+    return settings

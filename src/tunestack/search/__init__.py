@@ -1,0 +1,1 @@
+"""Sweeps: what is searched, and the study that remembers what was tried."""

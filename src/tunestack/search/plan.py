@@ -1,0 +1,261 @@
+"""What a sweep will run, checked against data and base before anything trains."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tunestack.baselines.registry import BASELINES
+from tunestack.bases import Base, load_base
+from tunestack.comparison.checks import check_class_weights, check_metric, check_output
+from tunestack.comparison.plan import MethodCandidate, method_candidate
+from tunestack.config import TrainingConfig, split_fields
+from tunestack.data import TextData, load_text_data
+from tunestack.entries import BaseCheck, entry_training, method_config, own_fields, training_defaults
+from tunestack.errors import Problems, UserError, did_you_mean
+from tunestack.methods.registry import METHODS
+from tunestack.search.config import SweepConfig, SweepMethod
+from tunestack.search.space import Branch, Space, Suggestion
+from tunestack.settings import validated
+from tunestack.tasks.classification import SequenceClassification
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """A sweep, checked.
+
+    config: with every method's own defaults written out. notes: what a user should know.
+    """
+
+    config: SweepConfig
+    space: Space
+    data: TextData
+    task: SequenceClassification
+    base: Base
+    check: BaseCheck
+    notes: tuple[str, ...]
+
+    def candidate(self, suggestion: Suggestion, name: str) -> MethodCandidate:
+        """A suggestion as a candidate of that name. Raises UserError for values that do not go together."""
+        training = validated(TrainingConfig, suggestion.training, f"{name}.training")
+        method = METHODS[suggestion.method]
+        return method_candidate(name, self.config.base.model, self.check, method, suggestion.fields, training)
+
+
+def make_plan(config: SweepConfig) -> SweepPlan:
+    """Open data and base, check the space and its corners. Raises one UserError for all that is wrong."""
+    config = with_method_defaults(config)
+    problems = Problems()
+    check_output(Path(config.output), problems)
+    data = problems.attempt(load_text_data, config.data)
+    base = problems.attempt(load_base, config.base)
+    if base is not None:
+        problems.attempt(base.source.check_weights, config.base.model)
+    names = data.label_names if data else ("0", "1")
+    check_metric(config.metric, len(names) if data else None, problems)
+    task = SequenceClassification(names)
+    check = BaseCheck(base, task) if base else None
+    space = Space(config)
+    sound = check_space(config, problems)
+    for position in sound:
+        _check_corners(config, position, check, data, problems)
+    problems.raise_if_any()
+    assert data is not None  # or its problems would have been raised
+    assert base is not None
+    assert check is not None
+    return SweepPlan(config, space, data, task, base, check, notes(space))
+
+
+def with_method_defaults(config: SweepConfig) -> SweepConfig:
+    """The settings with each method's own training defaults, where nothing is given or searched."""
+    given = config.training.model_fields_set
+    entries = []
+    for entry in config.methods:
+        wanted = training_defaults(entry.method, given, {*entry.training, *entry.search, *config.search})
+        entries.append(entry.model_copy(update={"training": {**wanted, **entry.training}}))
+    return config.model_copy(update={"methods": entries})
+
+
+def notes(space: Space) -> tuple[str, ...]:
+    """What a user should know of a sweep that will do less than its settings say."""
+    config, size = space.config, space.size
+    found = []
+    if size is not None and size < config.trials:
+        found.append(f"The space has {size} points: the sweep ends when each was tried, after {size} trials.")
+    if size is not None and size > config.trials and config.sampler == "grid":
+        found.append(f"{config.trials} of the {size} points of the grid are tried, chosen at random.")
+    if config.pruner != "none" and space.most_evaluations == 1:
+        found.append("Trials are evaluated once, at their end: none can be stopped early.")
+    return tuple(found)
+
+
+def check_space(config: SweepConfig, problems: Problems) -> list[int]:
+    """Note what is wrong with a space, whatever the base; the positions of the methods that are sound."""
+    titles = [entry.title for entry in config.methods]
+    for title in sorted({title for title in titles if titles.count(title) > 1}):
+        problems.add(
+            "methods",
+            expected="methods that can be told apart",
+            found=f"{title!r} {titles.count(title)} times",
+            fix="Give each its own `name`.",
+        )
+    if len(config.methods) == 1 and not config.search and not config.methods[0].search:
+        problems.add(
+            "search",
+            expected="at least one field to search",
+            found="none",
+            fix="Name some, for example search: {learning_rate: {min: 1e-5, max: 1e-3, log: true}}.",
+        )
+    if config.confirm > config.trials:
+        problems.add(
+            "confirm",
+            expected=f"at most {config.trials}, as many as there are trials",
+            found=str(config.confirm),
+            fix="Lower it, or raise `trials`.",
+        )
+    sound = []
+    for position, entry in enumerate(config.methods):
+        found = Problems()
+        _check_entry(config, entry, f"methods.{position}", found)
+        if not found:
+            sound.append(position)
+        problems.attempt(found.raise_if_any)
+    _check_shared(config, problems)
+    if config.sampler == "grid":
+        _check_grid(config, problems)
+    return sound
+
+
+def _check_entry(config: SweepConfig, entry: SweepMethod, where: str, problems: Problems) -> None:
+    if entry.method not in METHODS:
+        is_baseline = entry.method in BASELINES
+        problems.add(
+            where,
+            expected="a method that trains" if is_baseline else "a known method",
+            found=repr(entry.method),
+            fix="Put it beside the best trial in a comparison: `tunestack compare`."
+            if is_baseline
+            else did_you_mean(entry.method, METHODS),
+        )
+        return
+    if "grid" in entry.config:
+        problems.add(
+            f"{where}.grid", expected="`search`, in a sweep", found="grid", fix="Write it under `search`."
+        )
+    own = own_fields(METHODS[entry.method])
+    for field in entry.search:
+        if field not in own | set(TrainingConfig.model_fields):
+            problems.add(
+                f"{where}.search.{field}",
+                expected=f"a field of {entry.method} or of training",
+                found=repr(field),
+                fix=did_you_mean(field, [*own, *TrainingConfig.model_fields]),
+            )
+        if field in entry.config or field in entry.training:
+            _contradiction(f"{where}.search.{field}", where, problems)
+        if field in config.search:
+            problems.add(
+                f"{where}.search.{field}",
+                expected="a field that is searched in one place",
+                found="the same field under `search` for all methods",
+                fix="Remove it there, or here.",
+            )
+    for field in config.search:
+        if field in entry.config or field in entry.training:
+            _contradiction(f"search.{field}", where, problems)
+
+
+def _check_shared(config: SweepConfig, problems: Problems) -> None:
+    """Note fields that are searched for all methods, and that some do not have or that stand in training."""
+    known = [entry.method for entry in config.methods if entry.method in METHODS]
+    common = set.intersection(*(own_fields(METHODS[name]) for name in known)) if known else set()
+    for field in config.search:
+        if known and field not in common | set(TrainingConfig.model_fields):
+            problems.add(
+                f"search.{field}",
+                expected=f"a field of training, or of {', '.join(dict.fromkeys(known))}",
+                found=repr(field),
+                fix=did_you_mean(field, [*common, *TrainingConfig.model_fields]),
+            )
+    for field in config.always_searched & config.training.model_fields_set:
+        _contradiction(f"search.{field}", "training", problems)
+
+
+def _contradiction(where: str, fixed: str, problems: Problems) -> None:
+    field = where.rpartition(".")[2]
+    problems.add(
+        where,
+        expected="a field that is either searched or fixed",
+        found=f"a value for {field} in {fixed}",
+        fix="Remove it there, or here.",
+    )
+
+
+def _check_grid(config: SweepConfig, problems: Problems) -> None:
+    """Note what has no list of values."""
+    places = {f"search.{field}": dimension for field, dimension in config.search.items()}
+    for position, entry in enumerate(config.methods):
+        places |= {f"methods.{position}.search.{field}": found for field, found in entry.search.items()}
+    for place, dimension in places.items():
+        if dimension.size is None:
+            problems.add(
+                place,
+                expected="values that can be counted, for a grid",
+                found=f"all numbers from {dimension.min:g} to {dimension.max:g}",
+                fix="Give a list, or a `step`; or use another sampler.",
+            )
+
+
+def _check_corners(
+    config: SweepConfig, position: int, check: BaseCheck | None, data: TextData | None, problems: Problems
+) -> None:
+    """Build the method's config and training at the corners of its space: every value once, and both ends."""
+    entry, where = config.methods[position], f"methods.{position}"
+    method = METHODS[entry.method]
+    fixed = problems.attempt(
+        entry_training, config.training, entry.method, entry.config, entry.training, where
+    )
+    known = own_fields(method) | set(TrainingConfig.model_fields)
+    shared = {field: dimension for field, dimension in config.search.items() if field in known}
+    for corner in corners(Branch(entry, shared)):
+        own, of_training = split_fields(corner)
+        settings, training = None, None
+        with problems.collecting(where):
+            settings = method_config(method, {**entry.config, **own}, check)
+        if fixed is not None:
+            training = _corner_training(fixed, of_training, shared, where, problems)
+        if settings is not None and training is not None and data is not None:
+            check_class_weights(config.training, {where: training}, data.label_names, problems)
+            with problems.collecting(where):
+                method.check_training(training)
+                method.check_steps(settings, training.steps(len(data.train)))
+
+
+def _corner_training(
+    fixed: TrainingConfig,
+    searched: Mapping[str, Any],
+    shared: Collection[str],
+    where: str,
+    problems: Problems,
+) -> TrainingConfig | None:
+    """The training at a corner; what is wrong with it is told of where it is searched."""
+    try:
+        return validated(TrainingConfig, {**fixed.model_dump(), **searched})
+    except UserError as error:
+        for problem in error.problems:
+            is_shared = problem.where.partition(".")[0] in shared
+            place = f"search.{problem.where}" if is_shared else f"{where}.search.{problem.where}"
+            problems.extend(UserError(replace(problem, where=place)))
+        return None
+
+
+def corners(branch: Branch) -> Iterator[dict[str, Any]]:
+    """The values to check a branch with: everything at its first, then each field at each of its others."""
+    values = {field: dimension.corners() for field, dimension in branch.dimensions.items()}
+    first = {field: options[0] for field, options in values.items()}
+    yield first
+    for field, options in values.items():
+        for value in options[1:]:
+            yield {**first, field: value}
