@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any
 from tunestack.plugin.hook import when_imported
 
 if TYPE_CHECKING:
-    from tunestack.api import compare, describe, load
+    from tunestack.api import compare, describe, load, sweep
     from tunestack.errors import UserError
     from tunestack.methods.bottleneck_config import BottleneckConfig
 
-__all__ = ["BottleneckConfig", "UserError", "compare", "describe", "load"]
+__all__ = ["BottleneckConfig", "UserError", "compare", "describe", "load", "sweep"]
 
 _HOMES = {
     "BottleneckConfig": "methods.bottleneck_config",
     "compare": "api",
     "describe": "api",
     "load": "api",
+    "sweep": "api",
     "UserError": "errors",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 from tunestack.config import BaseConfig, CompareConfig, DataConfig, TrainingConfig
 from tunestack.errors import Problems
 from tunestack.saved import Predictor, load
-from tunestack.settings import checked, read_settings, validated
+from tunestack.settings import checked, overlay, read_settings, read_yaml, validated
 
 if TYPE_CHECKING:
     from tunestack.data import Description
     from tunestack.results import Results
+    from tunestack.search.config import SweepConfig
 
-__all__ = ["Predictor", "compare", "describe", "load"]
+__all__ = ["Predictor", "compare", "describe", "load", "sweep"]
 
 
 def compare(
@@ -77,6 +79,88 @@ def comparison(values: Mapping[str, Any]) -> CompareConfig:
         return make_plan(config)
 
     return checked(CompareConfig, values, plan)
+
+
+def sweep(
+    source: str | Path,
+    *,
+    methods: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None = None,
+    base: str | Mapping[str, Any] | None = None,
+    search: Mapping[str, Any] | None = None,
+    trials: int | None = None,
+    sampler: str | None = None,
+    pruner: str | None = None,
+    metric: str | None = None,
+    training: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    slots: int | None = None,
+    confirm: int | None = None,
+    seeds: int | Sequence[int] | None = None,
+    output: str | Path | None = None,
+    progress: bool = True,
+    **data: Any,
+) -> Results:
+    """Search hyper-parameters, many trials at a time on one frozen base.
+
+    source: a YAML file (a sweep's settings, or a sweep file of W&B), or labelled text. search: fields of
+    methods and of training, each with a list of values or `{"min": ..., "max": ..., "log": ...}`. confirm:
+    how many of the best to train again, with `seeds` seeds. What is given here stands above what the YAML
+    file says; `SweepConfig` says what each setting is.
+
+    Returns the results, as `results.json` holds them: `results.search` has every trial. Raises UserError
+    with all problems before anything trains.
+    """
+    _check_arguments(source, data)
+    given = {
+        "data": data,
+        "training": training or {},
+        "methods": _several(methods),
+        "base": base,
+        "search": search or {},
+        "trials": trials,
+        "sampler": sampler,
+        "pruner": pruner,
+        "metric": metric,
+        "seed": seed,
+        "slots": slots,
+        "confirm": confirm,
+        "seeds": seeds if seeds is None or isinstance(seeds, int) else list(seeds),
+        "output": None if output is None else str(output),
+    }
+    config, notes = sweep_settings(str(source), given)
+
+    from rich.console import Console
+
+    from tunestack.progress import Display
+    from tunestack.search.run import run_sweep
+
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
+    if not progress:
+        return run_sweep(config)
+    with Display(Console(stderr=True), config.metric, config.trials) as display:
+        return run_sweep(config, display.notify)
+
+
+def sweep_settings(source: str, given: Mapping[str, Any]) -> tuple[SweepConfig, tuple[str, ...]]:
+    """A sweep's settings, and what a user should know of them.
+
+    Raises UserError with everything that is wrong, data and base included.
+    """
+    from tunestack.search.config import SweepConfig
+    from tunestack.search.plan import make_plan
+    from tunestack.search.wandb_file import is_wandb_file, read_wandb_file
+
+    is_yaml = source.endswith((".yaml", ".yml"))
+    values = read_yaml(Path(source)) if is_yaml else {"data": {"train": source}}
+    notes: tuple[str, ...] = ()
+    if is_wandb_file(values):
+        settings, notes = read_wandb_file(values, given)
+    else:
+        settings = overlay(values, given)
+    found: list[str] = list(notes)
+    config = checked(SweepConfig, settings, lambda config: found.extend(make_plan(config).notes))
+    return config, tuple(found)
 
 
 def describe(source: str | Path | DataConfig, *, bases: Sequence[str] = (), **data: Any) -> Description:

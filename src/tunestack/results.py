@@ -175,8 +175,47 @@ class HardExample(Record):
     predicted: str
 
 
+class SearchTrial(Record):
+    """One trial of a sweep.
+
+    name: of its candidate, where it is complete. parameters: what was searched. value: the metric that the
+    search maximises, best of its evaluations; of a pruned trial the best that it had. began, ended: Unix time
+    in seconds, of the last process that ran it. slot: which place of the stack it had there, from 0; None
+    while it runs elsewhere, or if it never trained.
+    """
+
+    number: int
+    name: str
+    method: str
+    parameters: dict[str, Any]
+    state: Literal["running", "complete", "pruned", "failed"]
+    value: float | None = None
+    curve: list[CurvePoint] = []
+    began: float | None = None
+    ended: float | None = None
+    slot: int | None = None
+    failure: str | None = None
+
+
+class SearchSummary(Record):
+    """The search that a sweep was.
+
+    importances: how much of the metric's variance among complete trials each parameter explains (fANOVA);
+    empty with too few trials. confirmed: the folder of the comparison that trained the best again with
+    several seeds; None where none was asked for.
+    """
+
+    sampler: str
+    pruner: str
+    trials: list[SearchTrial]
+    importances: dict[str, float] = {}
+    confirmed: str | None = None
+
+
 class Results(Record):
-    """A whole comparison, as `results.json` holds it."""
+    """A whole comparison, as `results.json` holds it; or a whole sweep, whose complete trials are the
+    candidates.
+    """
 
     schema_version: int = SCHEMA_VERSION
     created: str
@@ -185,6 +224,7 @@ class Results(Record):
     candidates: list[Candidate]
     verdict: Verdict | None
     hard_examples: list[HardExample] = []
+    search: SearchSummary | None = None
     environment: dict[str, str]
     config: dict[str, Any]
 

@@ -25,6 +25,7 @@ from tunestack.cli.options import (
     TrainSize,
     Validation,
 )
+from tunestack.cli.sweep import sweep
 from tunestack.cli.terminal import console, errors, say, told_to_users
 from tunestack.errors import UserError
 
@@ -180,6 +181,9 @@ def compare(
         say(console, f"\nReport: {folder / 'report.html'}")
         if results.verdict is None:  # every candidate failed
             raise typer.Exit(1)
+
+
+app.command()(sweep)
 
 
 @app.command()

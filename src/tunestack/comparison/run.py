@@ -30,6 +30,8 @@ from tunestack.report.leaderboard import write_leaderboard
 from tunestack.results import Candidate, Costs, DataSummary, HardExample, Results, SeedResult
 from tunestack.stack.loop import Event, Notify, Outcome, Workload
 
+PRUNED = "pruned"
+"""Why a trial that a search stopped early did not finish."""
 BASELINE_SEED = 0
 """Baselines are deterministic: they have one result, under this seed."""
 
@@ -106,30 +108,30 @@ def _run_stack(base: str, plan: Plan, folder: RunFolder, notify: Notify) -> None
 
     def finish(outcome: Outcome) -> SeedResult:
         candidate, seed = owners[outcome.trial.key]
-        return _save_outcome(outcome, candidate, seed, base, plan, folder)
+        return save_outcome(outcome, candidate, seed, folder)
 
     work = Workload(plan.bases[base], plan.task, plan.data.splits(), plan.config.metric)
     LocalExecutor().run(work, trials, plan.config.slots, folder.checkpoints, finish, notify)
 
 
-def _save_outcome(
-    outcome: Outcome, candidate: MethodCandidate, seed: int, base: str, plan: Plan, folder: RunFolder
-) -> SeedResult:
-    """Write a trial's weights, predictions and scores; a failed one's reason."""
+def save_outcome(outcome: Outcome, candidate: MethodCandidate, seed: int, folder: RunFolder) -> SeedResult:
+    """Write a trial's weights, predictions and scores; of one that failed or was pruned the reason."""
     slot = outcome.slot
     result = SeedResult(
         seed=seed,
         curves=slot.progress.curve,
         stacked_seconds=outcome.seconds,
-        failure=outcome.failure,
+        failure=outcome.failure or (PRUNED if outcome.pruned else None),
     )
-    if outcome.failure is None:
-        path = folder.adapter_folder(candidate.name, seed)
-        candidate.method.save(path, slot.config, slot.adapter, outcome.host, plan.bases[base].name)
-        plan.bases[base].tokenizer.save_pretrained(str(path))
-        folder.describe(path, candidate)
-        update = {"best_epoch": slot.progress.best_epoch, "adapter_path": folder.relative(path)}
-        result = result.model_copy(update=update)
+    if result.failure is not None:
+        return folder.finish(candidate.name, result, {}, outcome.trial.key)
+    path = folder.adapter_folder(candidate.name, seed)
+    base = folder.plan.bases[candidate.base]
+    candidate.method.save(path, slot.config, slot.adapter, outcome.host, base.name)
+    base.tokenizer.save_pretrained(str(path))
+    folder.describe(path, candidate)
+    update = {"best_epoch": slot.progress.best_epoch, "adapter_path": folder.relative(path)}
+    result = result.model_copy(update=update)
     return folder.finish(candidate.name, result, dict(outcome.probabilities), outcome.trial.key)
 
 

@@ -16,6 +16,11 @@ Four on a processor is what docs/benchmarks.md measured; memory grows with each 
 """
 
 
+def default_slots(work: Workload) -> int | None:
+    """How many trials train together where the user does not say; None: as many as there are."""
+    return SLOTS.get(work.base.device.type)
+
+
 class LocalExecutor:
     """Runs a stack here and now."""
 
@@ -29,5 +34,5 @@ class LocalExecutor:
         notify: Notify,
     ) -> list[SeedResult]:
         """Train all trials; `finish` saves each as it ends, while its weights are there."""
-        width = slots or SLOTS.get(work.base.device.type, len(trials))
+        width = slots or default_slots(work) or len(trials)
         return [finish(outcome) for outcome in train(work, trials, width, notify, checkpoints)]

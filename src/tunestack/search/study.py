@@ -32,6 +32,8 @@ State = Literal["running", "complete", "pruned", "failed"]
 
 FREE = ("output", "slots", "trials", "confirm", "seeds")
 """Settings that may differ when a sweep is resumed: they change no suggestion and no result."""
+FEWEST_FOR_IMPORTANCES = 4
+"""Complete trials; with fewer, what a parameter explains is chance."""
 NAME = "sweep"
 """Of the study, always the same: Hyperband spreads trials by it."""
 CONFIG, WORKER, PRUNED = "config", "worker", "pruned"
@@ -195,6 +197,21 @@ class Study:
     def trials(self) -> list[TriedPoint]:
         """All trials by number, those of other processes too."""
         return [self._view(trial) for trial in self._study.get_trials(deepcopy=False)]
+
+    def suggestion(self, number: int) -> Suggestion:
+        """What a trial was asked to train."""
+        trial = self._study.get_trials(deepcopy=False)[number]
+        return self.space.suggestion(trial.number, trial.params)
+
+    def importances(self) -> dict[str, float]:
+        """How much of the metric's variance among complete trials each parameter explains (fANOVA; Hutter et
+        al., 2014), the largest first; those that every trial has. Empty where too few trials are complete.
+        """
+        complete = [trial.value for trial in self.trials() if trial.state == "complete"]
+        if len(complete) < FEWEST_FOR_IMPORTANCES or len(set(complete)) == 1:
+            return {}
+        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=self.config.seed)
+        return dict(optuna.importance.get_param_importances(self._study, evaluator=evaluator))
 
     def best(self) -> TriedPoint | None:
         """The complete trial with the highest metric, the earliest of several."""

@@ -1,0 +1,187 @@
+"""`tunestack sweep`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tunestack.cli.options import (
+    GroupDuplicates,
+    Label,
+    Labels,
+    PositiveLabel,
+    SplitSeed,
+    Subset,
+    Test,
+    Text,
+    TextPair,
+    TrainSize,
+    Validation,
+)
+from tunestack.cli.terminal import console, errors, say, told_to_users
+from tunestack.errors import Problem, UserError
+
+
+def sweep(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="CONFIG.yaml|DATA",
+            help="A sweep's settings, a W&B sweep file, or labelled text.",
+            show_default=False,
+        ),
+    ],
+    train: Annotated[
+        str | None, typer.Option(help="Data in place of what CONFIG.yaml names.", show_default=False)
+    ] = None,
+    text: Text = None,
+    text_pair: TextPair = None,
+    label: Label = None,
+    labels: Labels = None,
+    positive_label: PositiveLabel = None,
+    validation: Validation = None,
+    test: Test = None,
+    subset: Subset = None,
+    train_size: TrainSize = None,
+    split_seed: SplitSeed = None,
+    group_duplicates: GroupDuplicates = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="Hub id, folder, packaged:NAME or random:CONFIG.json.", show_default=False),
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method", help="A method; with several, which one is searched too; repeat.", show_default=False
+        ),
+    ] = None,
+    search: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--search",
+            metavar="FIELD=VALUES",
+            help="What to search: r=4,8,16 or learning_rate=1e-5:1e-3:log or epochs=1:5; repeat.",
+            show_default=False,
+        ),
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(help="How many trials. [default: 30]", show_default=False)
+    ] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="tpe, bayes, random or grid. [default: tpe]", show_default=False)
+    ] = None,
+    pruner: Annotated[
+        str | None,
+        typer.Option(
+            help="Stop bad trials early: none, halving, hyperband or median. [default: median]",
+            show_default=False,
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="What is maximised on validation. [default: f1]", show_default=False)
+    ] = None,
+    epochs: Annotated[
+        float | None, typer.Option(help="Passes over the data. [default: 5]", show_default=False)
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Rows a step. [default: 8]", show_default=False)
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Longest input in tokens. [default: 512]", show_default=False)
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the search and of every trial. [default: 0]", show_default=False)
+    ] = None,
+    slots: Annotated[
+        int | None, typer.Option(help="Trials that train together at most.", show_default=False)
+    ] = None,
+    confirm: Annotated[
+        int | None,
+        typer.Option(help="How many of the best to train again with --seeds seeds.", show_default=False),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="How many seeds that takes. [default: 5]", show_default=False)
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", help="The run folder. [default: runs/sweep]", show_default=False),
+    ] = None,
+) -> None:
+    """Search hyper-parameters, many trials at a time on one frozen base."""
+    flags: dict[str, Any] = {
+        "data": {
+            "train": train,
+            "text": text,
+            "text_pair": text_pair,
+            "label": label,
+            "labels": labels,
+            "positive_label": positive_label,
+            "validation": validation,
+            "test": test,
+            "subset": subset,
+            "train_size": train_size,
+            "seed": split_seed,
+            "group_duplicates": group_duplicates,
+        },
+        "training": {"epochs": epochs, "batch_size": batch_size, "max_length": max_length},
+        "base": base,
+        "methods": method or None,
+        "trials": trials,
+        "sampler": sampler,
+        "pruner": pruner,
+        "metric": metric,
+        "seed": seed,
+        "slots": slots,
+        "confirm": confirm,
+        "seeds": seeds,
+        "output": output,
+    }
+    with told_to_users():
+        from tunestack.api import sweep_settings
+
+        flags["search"] = dict(map(_searched, search or []))
+        config, notes = sweep_settings(source, flags)
+        for note in notes:
+            say(errors, note)
+
+        from tunestack.progress import Display
+        from tunestack.report.leaderboard import render_terminal
+        from tunestack.search.run import run_sweep
+
+        folder = Path(config.output)
+        try:
+            with Display(errors, config.metric, config.trials) as display:
+                results = run_sweep(config, display.notify)
+        except KeyboardInterrupt:
+            say(errors, f"\nStopped. What was trained is in {folder}; the same command goes on from there.")
+            raise
+        console.print(render_terminal(results))
+        say(console, f"\nReport: {folder / 'report.html'}")
+        if results.verdict is None:  # every trial failed
+            raise typer.Exit(1)
+        say(console, f"The best, for tunestack compare: {folder / 'best.yaml'}")
+
+
+def _searched(text: str) -> tuple[str, Any]:
+    """What --search says: `r=4,8,16`, or a range `learning_rate=1e-5:1e-3:log`."""
+    field, equals, values = text.partition("=")
+    parts = [part.strip() for part in values.split(":")]
+    is_range = len(parts) in (2, 3) and parts[2:] in ([], ["log"])
+    if not field or not equals or not values or (len(parts) > 1 and not is_range):
+        fix = "Write for instance r=4,8,16 or learning_rate=1e-5:1e-3:log."
+        raise UserError(Problem("--search", "FIELD=VALUES", repr(text), fix))
+    if is_range:
+        dimension = {"min": _value(parts[0]), "max": _value(parts[1])}
+        return field, dimension | ({"log": True} if parts[2:] else {})
+    return field, [_value(part) for part in values.split(",")]
+
+
+def _value(text: str) -> int | float | bool | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False}.get(text.strip().lower(), text.strip())

@@ -1,0 +1,295 @@
+"""Running a sweep: the study suggests, the stack trains; what is done is not redone."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from tunestack.comparison.folder import RunFolder
+from tunestack.comparison.plan import MethodCandidate, Plan
+from tunestack.comparison.run import PRUNED, collect, run_comparison, save_outcome
+from tunestack.config import CompareConfig
+from tunestack.errors import UserError
+from tunestack.executors.local import default_slots
+from tunestack.files import write_text
+from tunestack.report.html import write_report
+from tunestack.report.leaderboard import write_leaderboard
+from tunestack.results import CurvePoint, Results, SearchSummary, SearchTrial, SeedResult, Verdict
+from tunestack.search.config import SweepConfig
+from tunestack.search.plan import SweepPlan, make_plan
+from tunestack.search.space import Suggestion
+from tunestack.search.study import Study
+from tunestack.settings import to_yaml, validated
+from tunestack.stack.loop import Event, Notify, Outcome, Workload, train
+from tunestack.stack.slot import Trial
+
+RECORD = "search.json"
+"""What is kept of a trial beside its results."""
+CONFIRMED = "confirmed"
+"""The run folder, inside the sweep's, of the comparison that trains the best again."""
+NAME = "trial-"
+
+
+def run_sweep(config: SweepConfig, notify: Notify = lambda event: None) -> Results:
+    """Search, train the best again where that is wanted, and write the run folder.
+
+    notify: is told of everything that happens. Raises UserError before training if the settings cannot
+    work. Interrupted or killed, it leaves a folder that the same call resumes; several processes may run the
+    same call, and share the trials: what they write at their ends is whole once the last one is done.
+    """
+    plan = make_plan(config)
+    folder = RunFolder.open(as_comparison(plan))
+    write_text(folder.path / "config.yaml", to_yaml(plan.config.model_dump(mode="json")))
+    with Study.open(plan.config, folder.path) as study:
+        sweep = _Sweep(plan, folder, study, notify)
+        sweep.train()
+        records = sweep.records()
+        done = all(record.state != "running" for record in records)
+        best = ranked(records)
+        confirmed = None
+        if done and best and plan.config.confirm:
+            chosen = [study.suggestion(trial.number) for trial in best[: plan.config.confirm]]
+            confirmed = run_comparison(_confirmation(plan, chosen), notify)
+        results = _results(plan, folder, study, records, confirmed)
+        if results.verdict is not None:
+            number = int(results.verdict.ship.removeprefix(NAME))
+            winner = comparison_of(plan, [study.suggestion(number)], f"{plan.config.output}-best")
+            write_text(folder.path / "best.yaml", to_yaml(winner))
+        results.save(folder.path / "results.json")
+        write_leaderboard(results, folder.path / "leaderboard.md")
+        write_report(results, folder.path)
+        if done:
+            shutil.rmtree(folder.checkpoints, ignore_errors=True)
+    return results
+
+
+def ranked(records: Sequence[SearchTrial]) -> list[SearchTrial]:
+    """The complete trials, the best first and the earliest of equals."""
+    complete = [record for record in records if record.state == "complete" and record.value is not None]
+    return sorted(complete, key=lambda record: (-(record.value or 0.0), record.number))
+
+
+def comparison_of(plan: SweepPlan, chosen: Sequence[Suggestion], output: str) -> dict[str, Any]:
+    """The settings of a comparison between trials of a sweep, as `tunestack compare` reads them."""
+    config = plan.config
+    return {
+        "data": config.data.model_dump(mode="json", exclude_defaults=True),
+        "bases": [config.base.model_dump(mode="json", exclude_defaults=True)],
+        "methods": [
+            {
+                "method": suggestion.method,
+                "name": name_of(suggestion.number),
+                "config": suggestion.fields,
+                "training": suggestion.training,
+            }
+            for suggestion in chosen
+        ],
+        "seeds": config.seeds,
+        "metric": config.metric,
+        "output": output,
+    }
+
+
+def _confirmation(plan: SweepPlan, chosen: Sequence[Suggestion]) -> CompareConfig:
+    folder = str(Path(plan.config.output) / CONFIRMED)
+    values = comparison_of(plan, chosen, folder) | {"slots": plan.config.slots}
+    return validated(CompareConfig, values)
+
+
+def _results(
+    plan: SweepPlan,
+    folder: RunFolder,
+    study: Study,
+    records: Sequence[SearchTrial],
+    confirmed: Results | None,
+) -> Results:
+    """What `results.json` holds: the complete trials as candidates, the search, and which one to ship."""
+    candidates = [
+        plan.candidate(study.suggestion(trial.number), trial.name)
+        for trial in records
+        if trial.state == "complete"
+    ]
+    search = SearchSummary(
+        sampler=plan.config.sampler,
+        pruner=plan.config.pruner,
+        trials=list(records),
+        importances=study.importances(),
+        confirmed=CONFIRMED if confirmed is not None else None,
+    )
+    results = collect(replace(folder.plan, candidates=list(candidates)), folder)
+    update = {
+        "search": search,
+        "verdict": _verdict(records, plan.config.metric, confirmed),
+        "config": plan.config.model_dump(mode="json"),
+    }
+    return results.model_copy(update=update)
+
+
+def _verdict(records: Sequence[SearchTrial], metric: str, confirmed: Results | None) -> Verdict | None:
+    """The best trial; of those trained again with several seeds, what their comparison says."""
+    best = ranked(records)
+    if not best:
+        return None
+    if confirmed is not None and confirmed.verdict is not None:
+        return confirmed.verdict
+    first = best[0]
+    sentence = (
+        f"{first.name} has the highest {metric} on validation, {first.value:.3f}, of {len(best)} complete "
+        f"trials of {len(records)}. The best of many with one seed may be a lucky draw: --confirm 3 trains "
+        "the best three again with several seeds."
+    )
+    return Verdict(sentence=sentence, best=first.name, ship=first.name, clear=False)
+
+
+def as_comparison(plan: SweepPlan) -> Plan:
+    """The comparison whose run folder holds a sweep: a candidate a trial."""
+    config = plan.config
+    settings = CompareConfig(
+        data=config.data,
+        bases=[config.base],
+        methods=[{"method": entry.method, "name": entry.title} for entry in config.methods],
+        training=config.training,
+        seeds=[config.seed],
+        metric=config.metric,
+        measure_costs=False,
+        output=config.output,
+    )
+    return Plan(settings, plan.data, plan.task, {config.base.model: plan.base}, [])
+
+
+def name_of(number: int) -> str:
+    """What a trial is called."""
+    return f"{NAME}{number}"
+
+
+@dataclass
+class _Sweep:
+    """One process at work on a sweep.
+
+    running: what this process trains, by the trials' keys. places: which of its slots they have.
+    """
+
+    plan: SweepPlan
+    folder: RunFolder
+    study: Study
+    notify: Notify
+    running: dict[str, tuple[Suggestion, MethodCandidate]] = field(default_factory=dict)
+    places: dict[str, int] = field(default_factory=dict)
+    began: dict[str, float] = field(default_factory=dict)
+
+    def train(self) -> None:
+        """Train until the study has no more trials."""
+        splits = {name: split for name, split in self.plan.data.splits().items() if name != "test"}
+        work = Workload(self.plan.base, self.plan.task, splits, self.plan.config.metric)
+        slots = self.plan.config.slots or default_slots(work) or self.plan.config.trials
+        outcomes = train(work, self.trials(), slots, self.told, self.folder.checkpoints, self.prune)
+        for outcome in outcomes:
+            self.finish(outcome)
+
+    def trials(self) -> Iterator[Trial]:
+        """What the study suggests, as long as it does."""
+        while (suggestion := self.study.ask()) is not None:
+            name = name_of(suggestion.number)
+            known = self.folder.finished(name, self.plan.config.seed)
+            if known is not None:  # killed between writing and telling
+                self._tell(suggestion.number, known)
+                continue
+            try:
+                candidate = self.plan.candidate(suggestion, name)
+            except UserError as error:
+                result = SeedResult(seed=self.plan.config.seed, failure=str(error))
+                self.folder.finish(name, result, {}, checkpoint=None)
+                self._record(suggestion, "failed", [], result.failure, name)
+                self._tell(suggestion.number, result)
+                self.notify(Event("failed", name, message=str(error)))
+                continue
+            trial = candidate.trial(self.plan.config.seed)
+            self.running[trial.key] = suggestion, candidate
+            yield trial
+
+    def told(self, event: Event) -> None:
+        """Keep account of the slots, and pass the event on."""
+        if event.kind == "started":
+            taken = set(self.places.values())
+            self.places[event.key] = next(place for place in range(len(taken) + 1) if place not in taken)
+            self.began[event.key] = time.time()
+        self.notify(event)
+
+    def prune(self, trial: Trial, point: CurvePoint) -> bool:
+        """Whether the study stops a trial with this evaluation."""
+        suggestion, _ = self.running[trial.key]
+        evaluation = int(point.epoch * trial.training.evaluations_per_epoch + 1e-3)
+        value = point.metrics[self.plan.config.metric]
+        return evaluation > 0 and self.study.report(suggestion.number, evaluation, value)
+
+    def finish(self, outcome: Outcome) -> None:
+        """Write what a trial reached, then tell the study: killed in between, the next process tells it."""
+        key = outcome.trial.key
+        suggestion, candidate = self.running.pop(key)
+        state: Literal["complete", "pruned", "failed"] = "complete"
+        if outcome.failure is not None:
+            state = "failed"
+        elif outcome.pruned:
+            state = "pruned"
+        self._record(suggestion, state, outcome.slot.progress.curve, outcome.failure, key)
+        result = save_outcome(outcome, candidate, self.plan.config.seed, self.folder)
+        self._tell(suggestion.number, result)
+
+    def records(self) -> list[SearchTrial]:
+        """Every trial of the study, those of other processes too."""
+        found = []
+        for point in self.study.trials():
+            path = self._path(point.number)
+            if path.exists():
+                found.append(SearchTrial.model_validate_json(path.read_text(encoding="utf-8")))
+            else:
+                found.append(
+                    SearchTrial(
+                        number=point.number,
+                        name=name_of(point.number),
+                        method=point.method,
+                        parameters=point.parameters,
+                        state=point.state,
+                        value=point.value,
+                    )
+                )
+        return found
+
+    def _record(
+        self,
+        suggestion: Suggestion,
+        state: Literal["complete", "pruned", "failed"],
+        curve: Sequence[CurvePoint],
+        failure: str | None,
+        key: str,
+    ) -> None:
+        values = [point.metrics[self.plan.config.metric] for point in curve]
+        record = SearchTrial(
+            number=suggestion.number,
+            name=name_of(suggestion.number),
+            method=suggestion.method,
+            parameters=suggestion.parameters,
+            state=state,
+            value=max(values, default=None),
+            curve=list(curve),
+            began=self.began.get(key),
+            ended=time.time(),
+            slot=self.places.pop(key, None),
+            failure=failure,
+        )
+        path = self._path(suggestion.number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, record.model_dump_json(indent=2))
+
+    def _tell(self, number: int, result: SeedResult) -> None:
+        if result.validation is not None:
+            self.study.tell(number, result.validation.metrics[self.plan.config.metric], "complete")
+        else:
+            self.study.tell(number, None, "failed" if result.failure != PRUNED else "pruned")
+
+    def _path(self, number: int) -> Path:
+        return self.folder.path / "candidates" / name_of(number) / RECORD
