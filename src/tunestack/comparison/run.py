@@ -182,7 +182,7 @@ def collect(plan: Plan, folder: RunFolder) -> Results:
         if trained:
             validation[planned.name] = _predictions(plan, folder, trained, "validation")
             candidate.validation = summarize(validation[planned.name])
-            if plan.data.test is not None:
+            if all(seed.test is not None for seed in trained):
                 candidate.test = summarize(_predictions(plan, folder, trained, "test"))
         candidates.append(candidate)
     compared = compare_to_best(validation, plan.config.metric) if len(validation) > 1 else {}

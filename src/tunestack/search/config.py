@@ -186,6 +186,8 @@ class SweepConfig(Settings):
     """How many of the best trials are trained again, with several seeds."""
     seeds: Seeds = Field(default=[1, 2, 3, 4, 5])
     """The seeds of that: a list, or how many."""
+    measure_costs: bool = True
+    """Measure what each of those costs alone."""
     output: str = Field(default="runs/sweep", min_length=1)
     """The run folder."""
 

@@ -96,7 +96,10 @@ def comparison_of(plan: SweepPlan, chosen: Sequence[Suggestion], output: str) ->
 
 def _confirmation(plan: SweepPlan, chosen: Sequence[Suggestion]) -> CompareConfig:
     folder = str(Path(plan.config.output) / CONFIRMED)
-    values = comparison_of(plan, chosen, folder) | {"slots": plan.config.slots}
+    values = comparison_of(plan, chosen, folder) | {
+        "slots": plan.config.slots,
+        "measure_costs": plan.config.measure_costs,
+    }
     return validated(CompareConfig, values)
 
 

@@ -1,0 +1,214 @@
+"""Sweeps end to end: what they train, write and survive."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+
+import runs
+import tunestack
+from tunestack.errors import UserError
+from tunestack.results import CurvePoint, Results
+from tunestack.search.config import SweepConfig
+from tunestack.search.run import ranked, run_sweep
+from tunestack.settings import validated
+from tunestack.stack.loop import Event
+
+SEARCH = {
+    "r": [1, 2, 4],
+    "lora_alpha": [2, 8],
+    "learning_rate": {"min": 1e-3, "max": 3e-2, "log": True},
+}
+
+
+def settings(folder: Path, output: Path, **fields: Any) -> dict[str, Any]:
+    """A sweep on the data and the base in a folder; fields replace some settings."""
+    data = {split: str(folder / f"{split}.csv") for split in runs.ROWS}
+    return {
+        "data": data,
+        "base": {"model": str(folder / "saved-bert"), "dtype": "float32", "device_map": "cpu"},
+        "methods": [{"method": "lora", "search": SEARCH}],
+        "training": {"epochs": 3},
+        "metric": "accuracy",
+        "trials": 6,
+        "slots": 3,
+        "output": str(output),
+        **fields,
+    }
+
+
+def sweep(values: Mapping[str, Any], events: list[Event] | None = None) -> Results:
+    """Run a sweep in this process."""
+    notify = (lambda event: None) if events is None else events.append
+    return run_sweep(validated(SweepConfig, values), notify)
+
+
+def weights(output: Path, name: str, seed: int = 0) -> dict[str, torch.Tensor]:
+    """What a trial saved."""
+    folder = output / "candidates" / name / f"seed-{seed}" / "adapter"
+    return safetensors.torch.load_file(folder / "adapter_model.safetensors")
+
+
+def assert_same(ours: Sequence[CurvePoint], theirs: Sequence[CurvePoint]) -> None:
+    """The same training: evaluations at the same steps, losses alike."""
+    assert [point.step for point in ours] == [point.step for point in theirs]
+    losses = [[point.train_loss for point in curve] for curve in (ours, theirs)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_a_sweep_trains_what_it_says_and_feeds_a_comparison(tiny_data: Path, tmp_path: Path) -> None:
+    events: list[Event] = []
+    results = sweep(settings(tiny_data, tmp_path / "run", pruner="none"), events)
+    search = results.search
+    assert search is not None
+    assert [trial.number for trial in search.trials] == list(range(6))
+    assert {trial.state for trial in search.trials} == {"complete"}
+    for trial in search.trials:
+        assert set(trial.parameters) == set(SEARCH)
+        assert trial.value == max(point.metrics["accuracy"] for point in trial.curve)
+        assert len(trial.curve) == 3
+        assert trial.slot in (0, 1, 2)
+        assert trial.began is not None
+        assert trial.ended is not None
+        assert trial.began < trial.ended
+        saved = json.loads(
+            (tmp_path / f"run/candidates/{trial.name}/seed-0/adapter/adapter_config.json").read_text()
+        )
+        assert saved["r"] == trial.parameters["r"]
+    running = Counter[str]()
+    for event in events:
+        running["now"] += (event.kind == "started") - (event.kind == "finished")
+        assert running["now"] <= 3
+    best = ranked(search.trials)[0]
+    assert best.value == max(trial.value or 0 for trial in search.trials)
+    assert results.verdict is not None
+    assert results.verdict.ship == best.name
+    assert results.candidates[0].test == {}  # chosen on validation alone: the test data was not touched
+
+    compared = yaml.safe_load((tmp_path / "run/best.yaml").read_text())
+    assert compared["methods"][0]["config"]["r"] == best.parameters["r"]
+    again = {**compared, "seeds": [0], "measure_costs": False, "output": str(tmp_path / "compared")}
+    other = runs.compare(again)
+    assert_same(other.candidates[0].seeds[0].curves, best.curve)  # the very same training, without company
+    assert len(tunestack.load(tmp_path / "run").predict(["abc abc", "fg fg"])) == 2
+
+
+def test_a_resumed_sweep_has_no_more_trials_and_another_space_is_refused(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    values = settings(tiny_data, tmp_path / "run", trials=3)
+    first = sweep(values)
+    assert first.search is not None
+    before = {trial.name: weights(tmp_path / "run", trial.name) for trial in ranked(first.search.trials)}
+    events: list[Event] = []
+    second = sweep({**values, "trials": 5, "slots": 1}, events)
+    assert second.search is not None
+    assert [trial.number for trial in second.search.trials] == [0, 1, 2, 3, 4]
+    assert {event.key for event in events if event.kind == "started"} == {
+        "trial-3.seed-0",
+        "trial-4.seed-0",
+    }
+    assert second.search.trials[:3] == first.search.trials
+    for name, tensors in before.items():
+        kept = weights(tmp_path / "run", name)
+        assert all(torch.equal(kept[key], tensor) for key, tensor in tensors.items())
+    other = {**values, "methods": [{"method": "lora", "search": {**SEARCH, "r": [1, 2]}}]}
+    with pytest.raises(UserError, match="search"):
+        sweep(other)
+    with pytest.raises(UserError, match="another"):
+        sweep({**values, "metric": "f1"})
+
+
+def test_pruned_trials_end_early_and_their_slots_are_filled(tiny_data: Path, tmp_path: Path) -> None:
+    events: list[Event] = []
+    fields = {"pruner": "median", "trials": 12, "sampler": "random", "training": {"epochs": 4}}
+    results = sweep(settings(tiny_data, tmp_path / "run", **fields), events)
+    assert results.search is not None
+    states = Counter(trial.state for trial in results.search.trials)
+    assert states["pruned"] > 0
+    assert states["pruned"] + states["complete"] == 12
+    for trial in results.search.trials:
+        assert (len(trial.curve) < 4) == (trial.state == "pruned")
+        folder = tmp_path / "run/candidates" / trial.name / "seed-0"
+        assert (folder / "adapter").exists() == (trial.state == "complete")
+    assert {candidate.name for candidate in results.candidates} == {
+        trial.name for trial in results.search.trials if trial.state == "complete"
+    }
+    ended = next(place for place, event in enumerate(events) if event.kind == "pruned")
+    assert "started" in {event.kind for event in events[ended + 1 : ended + 4]}
+
+
+def test_the_family_itself_is_searched_and_one_failing_trial_fails_alone(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    methods = [
+        {"method": "lora", "search": {"r": [1, 2]}, "training": {"learning_rate": 1e-2}},
+        {"method": "ia3"},
+        {"method": "full", "training": {"learning_rate": 1e-3}},
+        {"method": "series", "training": {"learning_rate": 1e30, "max_grad_norm": 0}},
+    ]
+    values = settings(tiny_data, tmp_path / "run", methods=methods, trials=5, sampler="grid")
+    results = sweep(values)
+    assert results.search is not None
+    tried = {(trial.method, trial.parameters.get("r")): trial for trial in results.search.trials}
+    assert set(tried) == {("lora", 1), ("lora", 2), ("ia3", None), ("full", None), ("series", None)}
+    assert tried["series", None].state == "failed"
+    assert "lower the learning rate" in (tried["series", None].failure or "")
+    assert [trial.state for trial in tried.values()].count("complete") == 4
+
+
+def test_the_best_are_confirmed_with_several_seeds_and_only_then_tested(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    values = settings(
+        tiny_data, tmp_path / "run", trials=4, confirm=2, seeds=[3, 4], pruner="none", measure_costs=False
+    )
+    results = sweep(values)
+    assert results.search is not None
+    assert results.search.confirmed == "confirmed"
+    confirmed = Results.load(tmp_path / "run/confirmed/results.json")
+    best = [trial.name for trial in ranked(results.search.trials)[:2]]
+    assert sorted(candidate.name for candidate in confirmed.candidates) == sorted(best)
+    assert all([seed.seed for seed in one.seeds] == [3, 4] for one in confirmed.candidates)
+    assert all(one.test for one in confirmed.candidates)
+    assert results.verdict == confirmed.verdict
+    assert confirmed.verdict is not None
+    chosen = yaml.safe_load((tmp_path / "run/best.yaml").read_text())["methods"]
+    assert [entry["name"] for entry in chosen] == [confirmed.verdict.ship]
+
+
+@pytest.mark.timeout(280)
+def test_a_sweep_killed_twenty_times_has_every_trial_once(tiny_data: Path, tmp_path: Path) -> None:
+    values = settings(
+        tiny_data, tmp_path / "run", trials=12, training={"epochs": 10}, sampler="random", pruner="none"
+    )
+    worker = Path(__file__).with_name("sweep_worker.py")
+    done = subprocess.run(
+        [sys.executable, str(worker), json.dumps(values), "20", "0.8"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split()[-1] == "20"
+    search = Results.load(tmp_path / "run/results.json").search
+    assert search is not None
+    assert [trial.number for trial in search.trials] == list(range(12))
+    assert {trial.state for trial in search.trials} <= {"complete", "pruned"}
+    unhurt = sweep({**values, "output": str(tmp_path / "unhurt"), "trials": 3})
+    assert unhurt.search is not None
+    for ours, theirs in zip(search.trials[:3], unhurt.search.trials, strict=True):
+        assert ours.parameters == theirs.parameters
+        assert_same(ours.curve, theirs.curve)
