@@ -348,9 +348,9 @@ def export(
         from tunestack.export.folder import Options, export_candidate
 
         if out is None and to_hub is None:
-            raise UserError(Problem("export", "--out FOLDER or --to-hub NAME", "neither", "Say where to."))
+            raise UserError(Problem("export", "--out FOLDER or --to-hub NAME", "neither", "Add one of them."))
         if private and to_hub is None:
-            raise UserError(Problem("--private", "--to-hub NAME", "none", "Folders here have no readers."))
+            raise UserError(Problem("--private", "--to-hub NAME", "none", "Add it, or leave --private out."))
         repository = None
         if to_hub is not None:
             from tunestack.export.hub import check_access, upload
