@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from tunestack.errors import Problem, UserError, did_you_mean
+from tunestack.errors import Problem, Problems, UserError, did_you_mean
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -83,6 +83,27 @@ def read_yaml(path: Path) -> dict[str, Any]:
         fix = "See the recipes for examples."
         raise UserError(Problem(str(path), "a mapping with `data` and `methods`", found, fix))
     return value
+
+
+def read_fields(given: Iterable[str], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields with those given as `field=value`, the value in YAML. Raises UserError for other text."""
+    values = dict(fields)
+    problems = Problems()
+    for text in given:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not (name and equals):
+            problems.add("--set", expected="field=value", found=repr(text), fix="Write it like --set r=8.")
+        elif name in values:
+            fix = "Give it once, as --set or as an option of its own."
+            problems.add("--set", expected="each field once", found=f"{name} more than once", fix=fix)
+        else:
+            try:
+                values[name] = yaml.load(value, Loader=_Loader)  # a SafeLoader
+            except yaml.YAMLError as error:
+                fix = "Quote the whole of it for the shell: --set 'target_modules=[query, value]'."
+                problems.add("--set", expected="a value in YAML", found=f"{text}: {error}", fix=fix)
+    problems.raise_if_any()
+    return values
 
 
 def read_json(kind: type[S], path: Path) -> S:

@@ -25,6 +25,8 @@ from tunestack.data.split import (
 from tunestack.data.tables import check_columns, check_texts, listed, read_table
 from tunestack.errors import Problem, Problems, UserError
 
+_CHOOSE = "Choose with --text, --text-pair and --label (elsewhere data.text, data.text_pair, data.label)."
+
 
 @dataclass(frozen=True)
 class TextData:
@@ -171,7 +173,7 @@ def _check_tables(
         fix = "Name different columns for text, text_pair and label."
         problems.add("data", expected="a column for each", found=found, fix=fix)
     for name, table in tables.items():
-        check_columns(table.frame, dict.fromkeys(columns), table.where, problems)
+        check_columns(table.frame, dict.fromkeys(columns), table.where, problems, _CHOOSE)
         for column in texts:
             if column in table.frame:
                 _check_text_column(complete[name][column], f"{table.where}, column {column!r}", problems)

@@ -50,9 +50,10 @@ def iter_rows(path: Path, columns: Sequence[str] = (), chunk_rows: int = 1000) -
     return itertools.chain([first], chunks)
 
 
-def check_rows(path: Path, columns: Sequence[str], chunk_rows: int = 10_000) -> None:
+def check_rows(path: Path, columns: Sequence[str], how: str = "", chunk_rows: int = 10_000) -> None:
     """Look through a whole file, a chunk at a time: its lines, these columns, text in each of their rows.
 
+    how: a sentence on how to choose other columns.
     Raises UserError with everything that `iter_rows` would come upon later.
     """
     problems = Problems()
@@ -61,7 +62,7 @@ def check_rows(path: Path, columns: Sequence[str], chunk_rows: int = 10_000) -> 
     try:
         for chunk in _chunks(path, chunk_rows):
             if not total:
-                check_columns(chunk, columns, str(path), problems)
+                check_columns(chunk, columns, str(path), problems, how)
                 problems.raise_if_any()
             for column, kinds in rows.items():
                 values = chunk.get(column, pd.Series(None, chunk.index, dtype=object))
@@ -81,11 +82,13 @@ def is_file_name(name: str) -> bool:
     return path.suffix.lower() in _READERS or path.exists() or name.startswith(("/", "./", "../", "~"))
 
 
-def check_columns(frame: pd.DataFrame, columns: Iterable[str], where: str, problems: Problems) -> None:
-    """Note every column that is not there, with the nearest names."""
+def check_columns(
+    frame: pd.DataFrame, columns: Iterable[str], where: str, problems: Problems, how: str = ""
+) -> None:
+    """Note every column that is not there, with the nearest names and how to choose another."""
     for column in columns:
         if column not in frame.columns:
-            fix = did_you_mean(column, map(str, frame.columns))
+            fix = f"{did_you_mean(column, map(str, frame.columns))} {how}".strip()
             header = " in the first line" if where.endswith((".csv", ".tsv")) else ""
             problems.add(where, expected=f"a column {column!r}{header}", found="none of this name", fix=fix)
 
