@@ -76,6 +76,13 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             self.answer({"error": "Invalid credentials in Authorization header"}, 401)
             return False
 
+        def do_HEAD(self) -> None:
+            hub.asked.append(f"HEAD {self.path}")
+            self.send_response(404)
+            self.send_header("X-Error-Code", "RepoNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
         def do_GET(self) -> None:
             hub.asked.append(f"GET {self.path}")
             if not self.known():

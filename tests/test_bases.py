@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
+import hub_server
 import tiny
 from tunestack.bases import load_base
 from tunestack.bases.base import fast_dtype
@@ -25,6 +27,7 @@ from tunestack.bases.packaged import PACKAGED, PackagedModel
 from tunestack.config import BaseConfig
 from tunestack.data.encode import encode, pad
 from tunestack.errors import UserError
+from tunestack.hub import quiet_hub
 
 DECODERS = ["llama", "mistral", "qwen2", "gpt2", "opt"]
 TEXTS = ["fire", "the server room is on fire", "a", "this album"]
@@ -383,3 +386,32 @@ def test_the_hubs_cache_serves_offline_and_what_is_not_in_it_names_the_alternati
     assert "HF_HUB_OFFLINE is set" in told
     assert "packaged:minilm-l6" in told
     assert "local folder" in told
+
+
+def test_a_base_that_the_hub_does_not_know_is_told_of_in_our_words_alone(tmp_path: Path) -> None:
+    """The client's own lines stay off the terminal, even of a program that logs all else."""
+    code = "import logging, sys\nlogging.basicConfig(level=logging.INFO)\nfrom tunestack.cli import main\n"
+    code += "sys.argv = ['tunestack', 'params', '--base', 'someone/not-there']\nmain()"
+    with hub_server.hub() as hub:
+        environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**environment, "HF_HOME": str(tmp_path), "HF_ENDPOINT": hub.address},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "HEAD /someone/not-there/resolve/main/config.json" in hub.asked
+    assert done.returncode == 2
+    first, *rest = done.stderr.strip().splitlines()
+    assert first == "1 problem:"
+    assert rest[1] == "someone/not-there"
+    assert not any(word in done.stderr for word in ("HEAD", "HTTP Request"))
+
+
+def test_retries_are_told_to_nobody_while_we_ask_and_to_everybody_else() -> None:
+    log = logging.getLogger("huggingface_hub.utils._http")
+    assert log.isEnabledFor(logging.WARNING)
+    with quiet_hub():
+        assert not log.isEnabledFor(logging.ERROR)
+    assert log.isEnabledFor(logging.WARNING)

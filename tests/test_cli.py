@@ -119,6 +119,16 @@ def test_configurations_that_are_none(cli: Any, tmp_path: Path, text: str | None
     assert "Traceback" not in done.stderr
 
 
+def test_what_to_compare_is_asked_for(cli: Any, tiny_data: Path) -> None:
+    none = cli("compare", tiny_data / "train.csv")
+    assert none.exit_code == 2
+    assert "fix:      Give `methods`." in none.stderr
+    assert "--method lora --method tfidf; else `methods: [lora, tfidf]`" in none.stderr
+    baseless = cli("compare", tiny_data / "train.csv", "--method", "lora")
+    assert baseless.exit_code == 2
+    assert "--base packaged:minilm-l6, or in YAML and Python `bases: [packaged:minilm-l6]`" in baseless.stderr
+
+
 def test_options_that_do_not_exist_or_do_not_fit(cli: Any, tmp_path: Path, tiny_data: Path) -> None:
     unknown = cli("compare", "c.yaml", "--lerning-rate", "3")
     assert unknown.exit_code == 2

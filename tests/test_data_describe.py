@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
@@ -16,6 +17,7 @@ from tunestack.config import DataConfig
 from tunestack.data import balanced_class_weights, describe, load_text_data, render
 from tunestack.data.describe import suggested_max_length
 from tunestack.data.split import conflicting_texts, repeated_rows, shared_rows
+from tunestack.errors import UserError
 
 
 def characters(texts: list[str]) -> list[int]:
@@ -107,6 +109,39 @@ def test_given_splits_pairs_and_rendering(tmp_path: Path) -> None:
         assert "weight of [no]" in text
         assert "y|es" in text
         assert "1 validation in train" in text
+
+
+def test_missing_values_are_counted_and_left_out_of_the_rest(tmp_path: Path) -> None:
+    texts = [f"text {n}" for n in range(40)]
+    labels = ["no", "yes"] * 20
+    texts[3], texts[8], labels[9], labels[30] = "", "  ", "", ""
+    path = tmp_path / "data.csv"
+    pd.DataFrame({"text": texts, "label": labels}).to_csv(path, index=False)
+    with pytest.raises(UserError, match="no label in 2 of 40 rows: 9, 30"):
+        load_text_data(DataConfig(train=str(path)))
+    found = describe(DataConfig(train=str(path)))
+    assert found.files["train"].rows == 40
+    assert found.files["train"].missing == {"text": 1, "label": 2}
+    assert found.whole.rows == 36
+    assert found.whole.label_counts == {"no": 18, "yes": 18}  # without 8 and 30; without 3 and 9
+    assert any("in 4 of 40 rows: 3, 8, 9, 30" in warning for warning in found.warnings)
+    for split in found.splits.values():
+        first = split.first_training_row
+        assert first["text"] == f"text {first['row']}"
+
+
+def test_data_without_any_label_cannot_be_described(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text("text,label\na,\nb,\n")
+    with pytest.raises(UserError, match="rows with a text and a label, found none"):
+        describe(DataConfig(train=str(path)))
+
+
+def test_a_class_a_row_is_described_with_a_warning(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    pd.DataFrame({"text": [f"text {n}" for n in range(30)], "label": range(30)}).to_csv(path, index=False)
+    found = describe(DataConfig(train=str(path)))
+    assert any("found 30 values in 30 rows, 30 of them once" in warning for warning in found.warnings)
 
 
 def test_many_labels_stand_below_each_other(tmp_path: Path) -> None:

@@ -242,6 +242,12 @@ def test_packaged_names_are_checked_and_the_corpus_loads() -> None:
         ({"text": texts(4), "label": [0, 1] * 2}, {"subset": "en"}, "data.subset"),
         ({"text": ["same"] * 4, "label": [0, 1] * 2}, {}, "1 distinct texts"),
         ({"text": texts(4), "label": [0, 1] * 2}, {"train_size": 0.1}, "data.train_size"),
+        (
+            {"text": texts(9), "label": [*range(8), 0]},
+            {},
+            "found 8 values in 9 rows, 7 of them once. Is 'label'",
+        ),
+        ({"text": texts(4), "user": [*"abcd"]}, {"label": "user"}, "The columns are text, user."),
     ],
 )
 def test_bad_input(tmp_path: Path, columns: dict[str, Any], settings: dict[str, Any], expected: str) -> None:

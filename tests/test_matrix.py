@@ -13,7 +13,7 @@ from conftest import Finished
 from families import FAMILIES
 from tunestack.baselines.registry import BASELINES
 from tunestack.errors import UserError
-from tunestack.matrix import Matrix, markdown, probe
+from tunestack.matrix import Matrix, markdown, overview, probe
 from tunestack.methods.registry import METHODS
 from tunestack.tasks.classification import SequenceClassification
 
@@ -84,6 +84,19 @@ def test_the_contract_covers_every_cell_of_the_methods_that_stack(tmp_path: Path
             except UserError:
                 refused = True
             assert refused == (kind in without[family.name]), f"{family.name} on {kind}"
+
+
+def test_the_overview_counts_what_the_page_lists(stacked: Matrix) -> None:
+    """As many rows as methods; the counts are those of the page's cells."""
+    without = documented()
+    row = r"^\| `([\w-]+)` \| (.*) \| (yes|-) \| (\d+) of (\d+) \|$"
+    rows = re.findall(row, overview(stacked), re.MULTILINE)
+    assert [row[0] for row in rows] == [method.name for method in STACKED]
+    for name, summary, stacks, works, kinds in rows:
+        assert (summary, stacks) == (METHODS[name].summary, "yes")
+        assert (int(works), int(kinds)) == (len(tiny.CONFIGS) - len(without[name]), len(tiny.CONFIGS))
+    assert len(overview(stacked)) < len(markdown(stacked)) / 3
+    assert all(f"`{name}`" in overview(stacked) for name in BASELINES)
 
 
 def test_json_and_help(command: Callable[..., Finished], alone: Matrix) -> None:

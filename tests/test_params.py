@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from transformers import AutoConfig, AutoModelForSequenceClassification
+from typer.testing import CliRunner
 
+from tunestack.cli.app import app
 from tunestack.errors import UserError
 from tunestack.params import count_parameters, render_params
 
@@ -248,3 +250,33 @@ def test_counts_of_other_methods(method: str, added: int, tmp_path: Path) -> Non
     count = count_parameters(path, method, {})
     assert count.by_part[f"{method} (trained)"] == added
     assert count.by_part["base (frozen)"] >= 124_055_040
+
+
+def shown(*arguments: str) -> Any:
+    return CliRunner().invoke(app, ["params", "--base", str(ROBERTA), *arguments])
+
+
+def test_any_field_of_any_method_can_be_set() -> None:
+    fields = {"num_virtual_tokens": 7, "prefix_projection": True, "encoder_hidden_size": 16}
+    expected = count_parameters(ROBERTA, "prefix", fields)
+    done = shown("--method", "prefix", *(f"--set={name}={value}" for name, value in fields.items()))
+    assert done.exit_code == 0, done.output
+    assert f"{expected.trainable:,}" in done.stdout
+    assert count_parameters(ROBERTA, "prefix", {"num_virtual_tokens": 7}).trainable != expected.trainable
+    done = shown("--set", "target_modules=[query, value]", "--set", "r=2", "--bias", "none")
+    assert "1,248,258" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--set", "num_virtual_token=3", "--method", "prefix"], "Did you mean 'num_virtual_tokens'"),
+        (["--set", "r"], "Write it like --set r=8."),
+        (["--r", "2", "--set", "r=4"], "r more than once"),
+        (["--set", "target_modules=[query"], "a value in YAML"),
+    ],
+)
+def test_what_cannot_be_set(arguments: list[str], told: str) -> None:
+    done = shown(*arguments)
+    assert done.exit_code == 2
+    assert told in done.stderr

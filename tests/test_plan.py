@@ -139,7 +139,7 @@ def _change(name: str, change: Callable[[pd.DataFrame], Any]) -> Any:
     ("apply", "expected", "found"),
     [
         (_change("train", lambda frame: ""), "at least one row", "empty"),
-        (_change("train", lambda frame: "text,label\n"), "at least one row", "empty"),
+        (_change("train", lambda frame: "text,label\n"), "at least one row", "a header alone"),
         (_change("train", lambda frame: 'text,label\n"a,calm\n'), "quotes in pairs", "never closed"),
         (_change("test", lambda frame: "text,label\na,b,c\n"), "2 fields as in the first line", "too many"),
         (_change("train", lambda frame: frame.assign(label="calm")), "every class", "none of 'urgent'"),

@@ -111,6 +111,33 @@ def test_a_focused_axis_always_shows_the_best_two(means: list[float]) -> None:
         assert axis.low <= mean <= axis.high
 
 
+@given(st.lists(st.tuples(scores, st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=10))
+def test_no_interval_is_cut_by_the_axis(drawn: list[tuple[float, float, float]]) -> None:
+    """Each lies on the axis as a whole, or below it as a whole."""
+    bounds = [(mean - below, mean + above) for mean, below, above in drawn]
+    axis = focused([mean for mean, _, _ in drawn], bounds)
+    for low, high in bounds:
+        assert axis.low <= low <= high <= axis.high or high < axis.low
+
+
+def test_a_wide_interval_that_reaches_up_widens_the_axis() -> None:
+    means, bounds = [0.9, 0.88, 0.3], [(0.88, 0.92), (0.86, 0.9), (0.0, 0.87)]
+    assert focused(means, bounds).low < 0
+    assert focused(means, [*bounds[:2], (0.0, 0.5)]).low > 0.8
+
+
+def test_the_axis_of_one_epoch_ends_with_it() -> None:
+    results = sample_results()
+    for candidate in results.candidates:
+        for seed in candidate.seeds:
+            seed.curves[:] = seed.curves[:1]
+    (epoch,) = {point.epoch for c in results.candidates for seed in c.seeds for point in seed.curves}
+    for view in curve_views(results, standings(results)):
+        assert (view.x_ticks[0].at, float(view.x_ticks[0].text)) == (0.0, 0.0)
+        assert (view.x_ticks[-1].at, float(view.x_ticks[-1].text)) == (100.0, epoch)
+        assert {x for panel in view.panels for line in panel.lines for x, _ in line.points} == {100.0}
+
+
 @given(st.floats(1e-6, 1e7))
 def test_durations_keep_two_digits_of_truth(seconds: float) -> None:
     units = {"ms": 0.001, "s": 1, "min": 60, "h": 3600, "days": 86400}

@@ -546,6 +546,34 @@ def test_predictions_overwrite_no_input_and_are_csv(run: Path, tmp_path: Path) -
     assert list(predictor.predict_file(source, tmp_path / "out.csv")) == [1]
 
 
+def test_columns_of_other_names_are_chosen(run: Path, tmp_path: Path, command: Callable[..., Any]) -> None:
+    source, out = tmp_path / "new.csv", tmp_path / "out.csv"
+    pd.DataFrame({"id": [1], "message": ["fire in the mill"]}).to_csv(source, index=False)
+    lacking = command("predict", run, source, "--out", out, "--device", "cpu")
+    assert lacking.code == 2
+    assert "expected: a column 'text' in the first line" in lacking.err
+    assert "Known: id, message. Choose with --text (in Python text=)." in lacking.err
+    predictor = tunestack.load(run)
+    assert list(predictor.predict_file(source, out, text="message")) == [1]
+    assert pd.read_csv(out)["prediction"].tolist() == predictor.predict(["fire in the mill"])
+    with pytest.raises(UserError, match="text_pair: expected none: it was trained on single texts"):
+        list(predictor.predict_file(source, tmp_path / "more.csv", text="message", text_pair="id"))
+
+
+def test_a_file_that_is_there_is_replaced_only_if_asked(
+    run: Path, tiny_data: Path, tmp_path: Path, command: Callable[..., Any]
+) -> None:
+    out = tmp_path / "notes.csv"
+    out.write_text("mine")
+    asked = ("predict", run, tiny_data / "test.csv", "--out", out, "--device", "cpu")
+    refused = command(*asked)
+    assert refused.code == 2
+    assert "replace it with --overwrite" in refused.err
+    assert out.read_text() == "mine"
+    assert command(*asked, "--overwrite").code == 0
+    assert len(pd.read_csv(out)) == 16
+
+
 def test_predict_on_the_command_line(
     run: Path, tiny_data: Path, tmp_path: Path, command: Callable[..., Any]
 ) -> None:

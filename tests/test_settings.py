@@ -154,6 +154,41 @@ def test_what_is_wrong_is_told_once_where_it_is(
 
 
 @pytest.mark.parametrize(
+    ("change", "fix"),
+    [
+        ({"slots": 0}, "Give 1 or more."),
+        ({"slots": "x"}, "Write a whole number, without quotes: 8."),
+        (
+            {"seeds": 0},
+            "Seeds of every candidate that has any randomness: a list, or how many. Default: [1, 2, 3].",
+        ),
+        ({"methods": []}, "`methods: [lora, tfidf]`"),
+        ({"methods": "lora"}, "Write a list: [lora]."),
+        ({"bases": {"model": "x"}}, "Write a list: [a, b]."),
+        ({"methods": [{"r": 8}]}, "Give `method`. The registered name: `tunestack methods` lists them."),
+        ({"methods": [{"method": "lora", "grid": {"r": []}}]}, "Leave `r` out, or give at least 1 item."),
+        (
+            {"bases": [{"model": "b", "dtype": "flot32"}]},
+            "Did you mean 'float32'? Choose 'auto', ",
+        ),
+        ({"bases": [{"model": "b", "gradient_checkpointing": "x"}]}, "Write true or false."),
+        ({"data": {"train": "x", "train_size": 1}}, "Give a number below 1."),
+        ({"data": {"train": "x", "train_size": 0}}, "Give a number above 0."),
+        ({"data": {"train": "x", "text": 3}}, "Write text, in quotes where it looks like a number"),
+        ({"data": {"train": "x", "labels": 3}}, "Label names in id order, or a mapping from the values"),
+        ({"training": {"learning_rate": "fast"}}, "Write a number, without quotes: 0.001."),
+        ({"training": {"epochs": math.inf}}, "Write a number that is neither infinite nor nan."),
+        ({"training": {"class_weights": "balance"}}, "Default: balanced."),
+    ],
+)
+def test_the_fix_says_what_to_write(change: dict[str, Any], fix: str) -> None:
+    with pytest.raises(UserError) as caught:
+        validated(CompareConfig, {**GOOD, **change})
+    (problem,) = caught.value.problems
+    assert fix in problem.fix
+
+
+@pytest.mark.parametrize(
     ("values", "where", "fix"),
     [
         ({"metrik": "f1"}, "metrik", "'metric'"),

@@ -90,7 +90,9 @@ def _of_run(run: Path, name: str | None, seed: int | None) -> Choice:
     results = read_json(Results, run / RESULTS)
     if name is None and results.verdict is None:
         found = "none that finished"
-        raise UserError(Problem(str(run), "a comparison with a candidate to ship", found, "See its report."))
+        raise UserError(
+            Problem(str(run), "a comparison with a candidate to ship", found, "Its report.html says why.")
+        )
     wanted = name if name is not None or results.verdict is None else results.verdict.ship
     candidates = {candidate.name: candidate for candidate in results.candidates}
     if wanted is None or wanted not in candidates:

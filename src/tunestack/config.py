@@ -178,9 +178,14 @@ class CompareConfig(Settings):
     """A comparison: every base with every method with every seed, on one task."""
 
     data: DataConfig
+    """Where the labelled text is."""
     bases: list[BaseConfig] = []
+    """The models to train on. Command line: --base packaged:minilm-l6; else `bases: [packaged:minilm-l6]`."""
     methods: list[MethodConfig] = Field(min_length=1)
+    """What to compare, as `tunestack methods` lists it. Command line: --method lora --method tfidf; else
+    `methods: [lora, tfidf]`."""
     training: TrainingConfig = TrainingConfig()
+    """How they train."""
     seeds: Seeds = [1, 2, 3]
     """Seeds of every candidate that has any randomness: a list, or how many."""
     metric: str = "f1"

@@ -155,6 +155,23 @@ def _reader(folder: Path) -> str:
     return module.split(".")[0]
 
 
+def overview(matrix: Matrix) -> str:
+    """The methods, and on how many of the architectures each works, as Markdown."""
+    rows = [
+        [
+            _code(family.name),
+            family.summary,
+            _yes(family.stacks),
+            f"{sum(map(family.works_on, matrix.kinds))} of {len(matrix.kinds)}",
+        ]
+        for family in matrix.families
+    ]
+    lines = _table(["method", "trains", "stacked", "architectures"], rows)
+    lines += ["", f"Baselines: {', '.join(map(_code, BASELINES))}.", ""]
+    lines += ["Which works on which, and why not: `tunestack methods --matrix`."]
+    return "\n".join(lines)
+
+
 def markdown(matrix: Matrix) -> str:
     """The methods, and what works where, as Markdown."""
     stacked = [family for family in matrix.families if family.stacks]

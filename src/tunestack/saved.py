@@ -73,18 +73,30 @@ class Predictor(ABC):
         """The most probable label of each text."""
         return [self.label_names[index] for index in self.predict_proba(texts, pairs).argmax(axis=1)]
 
-    def predict_file(self, source: Path, target: Path, chunk_rows: int = 1000) -> Iterator[int]:
+    def predict_file(
+        self,
+        source: Path,
+        target: Path,
+        chunk_rows: int = 1000,
+        *,
+        text: str | None = None,
+        text_pair: str | None = None,
+        overwrite: bool = False,
+    ) -> Iterator[int]:
         """Predict a file of any size, a chunk at a time: its columns, `prediction` and `prob_<label>`.
 
         The whole file is looked through first, so that nothing is predicted in vain. Yields the number of
-        rows done after each chunk; `target` appears when all are. Raises UserError for a missing file or
-        column, malformed lines, rows without text, or where `target` cannot be written.
+        rows done after each chunk; `target` appears when all are. text, text_pair: the columns, where they
+        are called otherwise than in training. overwrite: `target` may be there already. Raises UserError for
+        a missing file or column, malformed lines, rows without text, or where `target` cannot be written.
         """
         from tunestack.data.tables import check_rows, iter_rows
 
-        _check_target(source, target)
-        columns = [name for name in (self.description.text, self.description.text_pair) if name]
-        check_rows(source, columns)
+        _check_target(source, target, overwrite)
+        wanted = self._columns(text, text_pair)
+        columns = list(wanted.values())
+        options = " and ".join(f"--{name.replace('_', '-')}" for name in wanted)
+        check_rows(source, columns, f"Choose with {options} (in Python {'=, '.join(wanted)}=).")
         chunks = iter_rows(source, columns, chunk_rows)
         done = 0
         with replacing(target) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
@@ -94,10 +106,7 @@ class Predictor(ABC):
                     new = ["prediction", *(f"prob_{name}" for name in self.label_names)]
                     kept = [name for name in frame.columns if name not in new]
                     writer.writerow([*kept, *new])
-                pair = self.description.text_pair
-                probabilities = self.predict_proba(
-                    list(frame[self.description.text]), list(frame[pair]) if pair else None
-                )
+                probabilities = self.predict_proba(*(list(frame[column]) for column in columns))
                 labels = [self.label_names[index] for index in probabilities.argmax(axis=1)]
                 others = frame.reindex(columns=kept).astype(object)  # a column may end before the file does
                 values = others.where(others.notna(), "").to_numpy()
@@ -105,6 +114,16 @@ class Predictor(ABC):
                     writer.writerow([*row, label, *(f"{value:.6f}" for value in probability)])
                 done += len(frame)
                 yield done
+
+    def _columns(self, text: str | None, text_pair: str | None) -> dict[str, str]:
+        """The names of the columns, one or two, by what they hold."""
+        pair = self.description.text_pair
+        if text_pair is not None and not pair:
+            found = f"text_pair {text_pair!r}"
+            fix = "Leave it out."
+            raise UserError(Problem("text_pair", "none: it was trained on single texts", found, fix))
+        columns = {"text": text or self.description.text}
+        return {**columns, "text_pair": text_pair or pair} if pair else columns
 
 
 class _ModelPredictor(Predictor):
@@ -132,7 +151,7 @@ class _BaselinePredictor(Predictor):
         return result
 
 
-def _check_target(source: Path, target: Path) -> None:
+def _check_target(source: Path, target: Path, overwrite: bool) -> None:
     reason = "a folder" if target.is_dir() else why_not_writable(target.parent)
     if reason is None and target.exists() and source.exists() and target.samefile(source):
         reason = "the file to predict itself"
@@ -142,6 +161,9 @@ def _check_target(source: Path, target: Path) -> None:
         raise UserError(
             Problem(str(target), "a file that can be written", reason, "Choose another one with --out.")
         )
+    if target.exists() and not overwrite:
+        fix = "Choose another one with --out; or replace it with --overwrite (in Python overwrite=True)."
+        raise UserError(Problem(str(target), "a new file", "one that is there already", fix))
 
 
 @dataclass(frozen=True)

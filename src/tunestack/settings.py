@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from tunestack.errors import Problem, UserError, did_you_mean
+from tunestack.errors import Problem, Problems, UserError, did_you_mean
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -73,15 +73,38 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
         found = " ".join(f"{error.problem} {error.context or ''}".split())
-        raise UserError(Problem(f"{path}{line}", "YAML", found, "Correct it there.")) from error
+        fix = "Look at the quotes, brackets, colons and indentation there and in the line before."
+        raise UserError(Problem(f"{path}{line}", "YAML", found, fix)) from error
     except (yaml.YAMLError, ValueError, OSError) as error:
         found = " ".join(str(error).split())
-        raise UserError(Problem(str(path), "a YAML file", found, "Correct it there.")) from error
+        fix = "Give a text file in UTF-8 that this user may read; the recipes are examples."
+        raise UserError(Problem(str(path), "a YAML file", found, fix)) from error
     if not isinstance(value, dict):
         found = "nothing in it" if value is None else f"a {type(value).__name__}"
         fix = "See the recipes for examples."
         raise UserError(Problem(str(path), "a mapping with `data` and `methods`", found, fix))
     return value
+
+
+def read_fields(given: Iterable[str], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields with those given as `field=value`, the value in YAML. Raises UserError for other text."""
+    values = dict(fields)
+    problems = Problems()
+    for text in given:
+        name, equals, value = (part.strip() for part in text.partition("="))
+        if not (name and equals):
+            problems.add("--set", expected="field=value", found=repr(text), fix="Write it like --set r=8.")
+        elif name in values:
+            fix = "Give it once, as --set or as an option of its own."
+            problems.add("--set", expected="each field once", found=f"{name} more than once", fix=fix)
+        else:
+            try:
+                values[name] = yaml.load(value, Loader=_Loader)  # a SafeLoader
+            except yaml.YAMLError as error:
+                fix = "Quote the whole of it for the shell: --set 'target_modules=[query, value]'."
+                problems.add("--set", expected="a value in YAML", found=f"{text}: {error}", fix=fix)
+    problems.raise_if_any()
+    return values
 
 
 def read_json(kind: type[S], path: Path) -> S:
@@ -214,7 +237,8 @@ def _problems(kind: type[BaseModel], error: ValidationError, where: str) -> list
         problem = _problem(kind, detail, where)
         if (earlier := problems.get(problem.where)) is not None:
             expected = f"{earlier.expected} or {problem.expected}"
-            problem = replace(problem, expected=expected)
+            fix = _explained(kind, detail["loc"]) or problem.fix
+            problem = replace(problem, expected=expected, fix=fix)
         problems[problem.where] = problem
     return list(problems.values())
 
@@ -227,18 +251,67 @@ def _problem(kind: type[BaseModel], detail: ErrorDetails, where: str) -> Problem
         known = _fields_at(kind, path[:-1])
         return Problem(place, "a known setting", repr(path[-1]), did_you_mean(path[-1], known))
     if detail["type"] == "missing":
-        return Problem(place, "a value", "none", f"Give `{path[-1]}`.")
+        fix = f"Give `{path[-1]}`. {_explained(kind, detail['loc'])}".strip()
+        return Problem(place, "a value", "none", fix)
     if detail["type"] in ("model_type", "dict_type"):
         return Problem(place, "a mapping", repr(detail["input"]), "Write `name: value` pairs.")
     expected = detail["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     expected = expected.removeprefix("List should have ").removesuffix(" after validation, not 0")
-    return Problem(place, expected, repr(detail["input"]), "Correct it.")
+    fix = advice(detail) or _explained(kind, detail["loc"]) or f"Leave `{path[-1]}` out, or give {expected}."
+    return Problem(place, expected, repr(detail["input"]), fix)
+
+
+def advice(detail: ErrorDetails) -> str:
+    """What to write instead of a value that pydantic refused; empty where only the setting can tell."""
+    kind, limits, given = detail["type"], detail.get("ctx", {}), detail["input"]
+    if kind == "literal_error":
+        near = did_you_mean(str(given), re.findall(r"'([^']*)'", limits["expected"])).partition("Known:")[0]
+        return f"{near}Choose {limits['expected']}."
+    if kind == "list_type":
+        return (
+            f"Write a list: [{given}]." if isinstance(given, str | int | float) else "Write a list: [a, b]."
+        )
+    for name, words in _LIMITS.items():
+        if name in limits:
+            return f"Give {words.format(limits[name])}."
+    return next((words for prefix, words in _KINDS.items() if kind.startswith(prefix)), "")
+
+
+_LIMITS = {
+    "gt": "a number above {:g}",
+    "ge": "{:g} or more",
+    "lt": "a number below {:g}",
+    "le": "{:g} or less",
+}
+_KINDS = {
+    "int_": "Write a whole number, without quotes: 8.",
+    "float_": "Write a number, without quotes: 0.001.",
+    "finite_number": "Write a number that is neither infinite nor nan.",
+    "bool_": "Write true or false.",
+    "string_type": 'Write text, in quotes where it looks like a number: "1".',
+}
+"""What to write, by the beginning of pydantic's name for what is wrong."""
+
+
+def _explained(kind: type[BaseModel], place: Iterable[int | str]) -> str:
+    """What the setting at a place is for, as its documentation has it, and its default."""
+    *path, name = [str(part) for part in place if isinstance(part, str) and "[" not in part] or [""]
+    field = _settings_at(kind, path).model_fields.get(name)
+    if field is None or not field.description:
+        return ""
+    default = field.get_default()
+    known = field.is_required() or default is None or isinstance(default, BaseModel)
+    return " ".join(field.description.split()) + ("" if known else f" Default: {default}.")
 
 
 def _fields_at(kind: type[BaseModel], path: list[str]) -> list[str]:
     """The settings that exist at a place inside nested settings."""
+    return list(_settings_at(kind, path).model_fields)
+
+
+def _settings_at(kind: type[BaseModel], path: list[str]) -> type[BaseModel]:
     for part in path:
         annotation = kind.model_fields[part].annotation if part in kind.model_fields else None
         inner = [annotation, *getattr(annotation, "__args__", ())]
         kind = next((a for a in inner if isinstance(a, type) and issubclass(a, BaseModel)), kind)
-    return list(kind.model_fields)
+    return kind

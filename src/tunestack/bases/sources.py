@@ -25,6 +25,7 @@ from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from tunestack.bases import packaged
 from tunestack.config import BaseConfig
 from tunestack.errors import Problem, Problems, UserError, did_you_mean
+from tunestack.hub import quiet_hub
 
 RANDOM = "random:"
 RANDOM_SEED = 0
@@ -55,6 +56,7 @@ class Source:
         known = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         return hashlib.sha256(repr((self.overrides, known)).encode()).hexdigest()
 
+    @quiet_hub()
     def load_config(self, settings: BaseConfig) -> PretrainedConfig:
         """Read the config. Raises UserError where it cannot be had."""
         try:
@@ -94,6 +96,7 @@ class Source:
                 problems.add(str(file), expected="a whole safetensors file", found=str(error), fix=fix)
         problems.raise_if_any()
 
+    @quiet_hub()
     def load_weights(
         self,
         auto_class: type[_BaseAutoModelClass],
@@ -170,6 +173,7 @@ def resolve(settings: BaseConfig) -> Source:
     return Source(model)
 
 
+@quiet_hub()
 def load_tokenizer(source: Source, config: PretrainedConfig, settings: BaseConfig) -> PreTrainedTokenizerBase:
     """The base's tokenizer: prefix space where it knows one, a padding token in any case.
 

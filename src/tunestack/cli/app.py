@@ -27,6 +27,7 @@ from tunestack.cli.options import (
 )
 from tunestack.cli.sweep import sweep
 from tunestack.cli.terminal import console, errors, say, told_to_users
+from tunestack.cli.trained import export, predict, report
 from tunestack.errors import UserError
 
 if TYPE_CHECKING:
@@ -238,31 +239,44 @@ def describe(
 def params(
     base: Annotated[str, typer.Option("--base", help="Hub id, folder, or a CONFIG.json.")],
     method: Annotated[
-        str, typer.Option("--method", help="The method's name: see `tunestack methods`.")
+        str, typer.Option("--method", help="The method's name, as `tunestack methods` lists them.")
     ] = "lora",
     r: Annotated[int | None, typer.Option("--r", help="LoRA's rank.", show_default=False)] = None,
     target_modules: Annotated[
         str | None, typer.Option(help="Module names, with commas; or all-linear.", show_default=False)
     ] = None,
     bias: Annotated[str | None, typer.Option(help="none, all or lora_only.", show_default=False)] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="FIELD=VALUE",
+            help="Any field of the method, in YAML; repeat.",
+            show_default=False,
+        ),
+    ] = None,
     num_labels: Annotated[int, typer.Option(help="Classes of the head.")] = 2,
 ) -> None:
     """Count trainable and total parameters without any weights."""
     with told_to_users():
         from tunestack.params import count_parameters, render_params
+        from tunestack.settings import read_fields
 
         targets: Any = target_modules
         if target_modules is not None and target_modules != "all-linear":
             targets = [name.strip() for name in target_modules.split(",")]
-        fields = _given({"r": r, "target_modules": targets, "bias": bias})
+        fields = read_fields(settings or [], _given({"r": r, "target_modules": targets, "bias": bias}))
         console.print(render_params(count_parameters(base, method, fields, num_labels)))
 
 
 @app.command()
 def methods(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_matrix: Annotated[
+        bool, typer.Option("--matrix", help="Print which works on which architecture, and why not.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False,
 ) -> None:
-    """List all methods, and which works on which architecture: each is tried on tiny random models."""
+    """List all methods, and on how many architectures each works: it is tried on tiny random models."""
     import json
     import warnings
 
@@ -270,7 +284,7 @@ def methods(
     from rich.markdown import Markdown
     from rich.progress import Progress, SpinnerColumn, TextColumn
 
-    from tunestack.matrix import markdown, probe
+    from tunestack.matrix import markdown, overview, probe
 
     torch.set_num_threads(1)  # tiny models gain nothing from more
     warnings.simplefilter("ignore")  # of PEFT and PyTorch, about fields that nobody gave
@@ -280,115 +294,12 @@ def methods(
         matrix = probe(lambda kind: progress.update(task, description=kind))
     if as_json:
         print(json.dumps(matrix.to_dict(), indent=2))
-    elif console.is_terminal:
-        console.print(Markdown(markdown(matrix)))
+        return
+    page = markdown(matrix) if as_matrix else overview(matrix)
+    if console.is_terminal:
+        console.print(Markdown(page))
     else:
-        print(markdown(matrix))
-
-
-@app.command()
-def predict(
-    path: Annotated[Path, typer.Argument(help="A run folder, or a saved candidate.")],
-    source: Annotated[Path, typer.Argument(help="A file with the text column.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where labels and probabilities go (CSV).")] = Path(
-        "predictions.csv"
-    ),
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...; auto: the fastest one found.")] = "auto",
-    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the base.")] = False,
-) -> None:
-    """Label new text with what was trained; files of any size."""
-    with told_to_users():
-        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-        from tunestack.saved import load
-
-        predictor = load(path, device=device, trust_remote_code=trust_remote_code)
-        done = 0
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        with Progress(*columns, console=errors, transient=True) as progress:
-            task = progress.add_task("0 rows")
-            for done in predictor.predict_file(source, out):
-                progress.update(task, description=f"{done:,} rows")
-        say(console, f"{done:,} rows labelled: {out}")
-
-
-@app.command()
-def export(
-    path: Annotated[Path, typer.Argument(help="A run folder, a saved candidate, or a PEFT adapter.")],
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="A new folder for it.", show_default=False)
-    ] = None,
-    candidate: Annotated[
-        str | None,
-        typer.Option(help="Of a run, another one than the verdict ships.", show_default=False),
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Its seed. [default: the best on validation]", show_default=False)
-    ] = None,
-    merge: Annotated[
-        bool, typer.Option("--merge", help="An adapter in its base's weights: a plain transformers folder.")
-    ] = False,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="float32, bfloat16, float16: weights of a merged or whole model.", show_default=False
-        ),
-    ] = None,
-    license: Annotated[
-        str | None, typer.Option(help="For the model card: apache-2.0, mit, ...", show_default=False)
-    ] = None,
-    to_hub: Annotated[
-        str | None,
-        typer.Option("--to-hub", help="Upload it to this repository on the Hub.", show_default=False),
-    ] = None,
-    private: Annotated[bool, typer.Option("--private", help="In a private repository.")] = False,
-    trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the base.")] = False,
-) -> None:
-    """Put what was trained into a folder to use elsewhere, or on the Hub, with a model card."""
-    with told_to_users():
-        import tempfile
-
-        from tunestack.errors import Problem
-        from tunestack.export.folder import Options, export_candidate
-
-        if out is None and to_hub is None:
-            raise UserError(Problem("export", "--out FOLDER or --to-hub NAME", "neither", "Say where to."))
-        if private and to_hub is None:
-            raise UserError(Problem("--private", "--to-hub NAME", "none", "Folders here have no readers."))
-        repository = None
-        if to_hub is not None:
-            from tunestack.export.hub import check_access, upload
-
-            repository = check_access(to_hub)
-        options = Options(merge, dtype, license, trust_remote_code)
-        with tempfile.TemporaryDirectory() as spare:
-            target = Path(spare) / "export" if out is None else out
-            folder = export_candidate(path, target, candidate=candidate, seed=seed, options=options)
-            if out is not None:
-                say(console, f"Exported: {folder}")
-            if repository is not None:
-                say(console, f"Uploaded: {upload(folder, repository, private)}")
-
-
-@app.command()
-def report(
-    run: Annotated[Path, typer.Argument(help="A run folder with results.json.")],
-) -> None:
-    """Write report.html and leaderboard.md anew from results.json."""
-    with told_to_users():
-        from tunestack.errors import Problem
-        from tunestack.report.html import write_report
-        from tunestack.report.leaderboard import write_leaderboard
-        from tunestack.results import Results
-        from tunestack.settings import read_json
-
-        if not (run / "results.json").is_file():
-            raise UserError(
-                Problem(str(run), "a run folder", "no results.json in it", "Finish the run first.")
-            )
-        results = read_json(Results, run / "results.json")
-        write_leaderboard(results, run / "leaderboard.md")
-        say(console, str(write_report(results, run)))
+        print(page)
 
 
 def _with_base_flags(values: dict[str, Any], dtype: str | None, trusted: list[str]) -> dict[str, Any]:
@@ -414,6 +325,10 @@ def _with_base_flags(values: dict[str, Any], dtype: str | None, trusted: list[st
 def _given(values: dict[str, Any]) -> dict[str, Any]:
     """What was given: values that are not None."""
     return {name: value for name, value in values.items() if value is not None}
+
+
+for command in (predict, export, report):
+    app.command()(command)
 
 
 def main() -> None:

@@ -163,7 +163,7 @@ def _open_bases(config: CompareConfig, problems: Problems) -> dict[str, Base]:
             "bases",
             expected="at least one base for methods that train a model",
             found="none",
-            fix="Name one, for example --base packaged:minilm-l6.",
+            fix="Name one: --base packaged:minilm-l6, or in YAML and Python `bases: [packaged:minilm-l6]`.",
         )
     return bases
 

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from tunestack.config import DataConfig
 from tunestack.data.labels import balanced_class_weights
-from tunestack.data.load import Labelled, read_labelled
+from tunestack.data.load import Labelled, read_labelled, too_many_classes
 from tunestack.data.sources import Table
 from tunestack.data.split import (
     conflicting_texts,
@@ -126,11 +126,13 @@ class Description(Record):
 def describe(
     config: DataConfig, tokenizers: Tokenizers | None = None, limits: Mapping[str, int] | None = None
 ) -> Description:
-    """Describe the data. Raises UserError with all problems, as `load_text_data` does.
+    """Describe the data. Raises UserError with all problems, as `load_text_data` does, save missing values.
 
+    Rows without a text or a label are counted by column, and left out of everything else.
     limits: the most tokens that a base takes; no longer `max_length` is suggested for it.
     """
-    labelled = read_labelled(config)
+    labelled = read_labelled(config, leave_out_missing=True)
+    classes = too_many_classes(labelled, config.label)
     rows = _measured(labelled, tokenizers or {})
     names = labelled.label_names
     splits = {
@@ -145,7 +147,7 @@ def describe(
         whole=_part(rows, names, limits or {}),
         splits=splits,
         used=used,
-        warnings=[*labelled.warnings, *_leaks(splits)],
+        warnings=[*labelled.warnings, *([str(classes)] if classes else []), *_leaks(splits)],
     )
 
 

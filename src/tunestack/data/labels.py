@@ -25,6 +25,11 @@ def label_key(value: object) -> str:
     return str(value).strip()
 
 
+def is_missing(value: object) -> bool:
+    """Whether a label or a text is none: absent, empty, or spaces alone."""
+    return value is None or label_key(value) == ""
+
+
 def encode_labels(
     columns: Mapping[str, pd.Series[Any]],
     labels: dict[str, str] | list[str] | None,
@@ -70,7 +75,7 @@ def balanced_class_weights(ids: Sequence[int] | np.ndarray[Any, Any], classes: i
 
 def _keys(values: pd.Series[Any], where: str, problems: Problems) -> pd.Series[Any]:
     """Values as keys, missing ones None; missing and structured values are noted."""
-    missing = values.map(lambda value: value is None or label_key(value) == "")
+    missing = values.map(is_missing)
     if missing.any():
         found = f"no label in {listed(values.index[missing], len(values))}"
         problems.add(where, expected="a label in every row", found=found, fix="Label or remove these rows.")

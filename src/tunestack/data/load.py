@@ -13,7 +13,7 @@ import pandas as pd
 from datasets import Dataset, Features, Value
 
 from tunestack.config import DataConfig
-from tunestack.data.labels import encode_labels, label_key
+from tunestack.data.labels import encode_labels, is_missing, label_key
 from tunestack.data.sources import SPLIT_NAMES, Table, read_source
 from tunestack.data.split import (
     conflicting_texts,
@@ -22,8 +22,10 @@ from tunestack.data.split import (
     split_train_validation,
     text_keys,
 )
-from tunestack.data.tables import check_columns, check_texts, read_table
-from tunestack.errors import Problems, UserError
+from tunestack.data.tables import check_columns, check_texts, listed, read_table
+from tunestack.errors import Problem, Problems, UserError
+
+_CHOOSE = "Choose with --text, --text-pair and --label (elsewhere data.text, data.text_pair, data.label)."
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ class Labelled:
 def load_text_data(config: DataConfig) -> TextData:
     """Read, check, label and split the data. Raises UserError with all problems."""
     labelled = read_labelled(config)
+    if (problem := too_many_classes(labelled, config.label)) is not None:
+        raise UserError(problem)
     splits = {name: _dataset(rows) for name, rows in labelled.rows.items()}
     ours = "validation" not in splits
     if ours:
@@ -90,15 +94,22 @@ def load_text_data(config: DataConfig) -> TextData:
     )
 
 
-def read_labelled(config: DataConfig) -> Labelled:
-    """Read and check all given splits. Raises UserError with all problems."""
+def read_labelled(config: DataConfig, *, leave_out_missing: bool = False) -> Labelled:
+    """Read and check all given splits. Raises UserError with all problems.
+
+    leave_out_missing: rows without a text or a label are no problem; they are left out, with a warning.
+    """
     problems = Problems()
     tables = _read_all(config, problems)
     warnings = _drop_unlabelled_test(tables, config)
     text_columns = {"text": config.text, **({"text_pair": config.text_pair} if config.text_pair else {})}
-    _check_tables(tables, list(text_columns.values()), config.label, problems)
+    complete = {name: table.frame for name, table in tables.items()}
+    if leave_out_missing:
+        for name, table in tables.items():
+            complete[name] = _complete(table, [*text_columns.values()], config.label, warnings, problems)
+    _check_tables(tables, complete, list(text_columns.values()), config.label, problems)
     labels = {
-        f"{name} labels ({table.where}, column {config.label!r})": table.frame[config.label]
+        f"{name} labels ({table.where}, column {config.label!r})": complete[name][config.label]
         for name, table in tables.items()
         if config.label in table.frame
     }
@@ -106,9 +117,9 @@ def read_labelled(config: DataConfig) -> Labelled:
     encoded, names = encode_labels(labels, config.labels, config.positive_label, declared, problems)
     problems.raise_if_any()
     rows = {}
-    for (name, table), ids in zip(tables.items(), encoded.values(), strict=True):
-        texts = {ours: table.frame[given] for ours, given in text_columns.items()}
-        rows[name] = pd.DataFrame({**texts, "label": ids, "row": range(len(ids))})
+    for (name, frame), ids in zip(complete.items(), encoded.values(), strict=True):
+        texts = {ours: frame[given] for ours, given in text_columns.items()}
+        rows[name] = pd.DataFrame({**texts, "label": ids, "row": frame.index})
     used = {*text_columns.values(), config.label}
     unused = [str(column) for column in tables["train"].frame.columns if column not in used]
     if unused:
@@ -116,17 +127,56 @@ def read_labelled(config: DataConfig) -> Labelled:
     return Labelled(tables, rows, names, tuple(warnings))
 
 
-def _check_tables(tables: dict[str, Table], texts: list[str], label: str, problems: Problems) -> None:
+def too_many_classes(labelled: Labelled, label: str) -> Problem | None:
+    """What is wrong with labels of which most occur once: no such class can be learnt and measured."""
+    counts = pd.concat([rows["label"] for rows in labelled.rows.values()]).value_counts()
+    once = int((counts == 1).sum())
+    if len(counts) < 3 or 2 * once <= len(counts):
+        return None
+    columns = ", ".join(map(str, labelled.tables["train"].frame.columns))
+    return Problem(
+        "data.label",
+        "a few classes, each with several rows",
+        f"{len(counts):,} values in {counts.sum():,} rows, {once:,} of them once",
+        f"Is {label!r} the column with the labels? The columns are {columns}.",
+    )
+
+
+def _complete(
+    table: Table, texts: list[str], label: str, warnings: list[str], problems: Problems
+) -> pd.DataFrame:
+    """The rows with every text and a label; their index goes on naming the rows of the table."""
+    frame = table.frame
+    given = [column for column in (*texts, label) if column in frame]
+    missing = frame[given].map(is_missing).any(axis=1)
+    if missing.any():
+        rows = listed(frame.index[missing], len(frame))
+        warnings.append(
+            f"{table.where}: no text or no label in {rows}. They are left out here; training refuses them."
+        )
+    if missing.all():
+        fix = "Choose other columns for the text and the label."
+        problems.add(table.where, expected="rows with a text and a label", found="none", fix=fix)
+    return frame[~missing]
+
+
+def _check_tables(
+    tables: dict[str, Table],
+    complete: dict[str, pd.DataFrame],
+    texts: list[str],
+    label: str,
+    problems: Problems,
+) -> None:
     columns = [*texts, label]
     if len(set(columns)) < len(columns):
         found = ", ".join(map(repr, columns))
         fix = "Name different columns for text, text_pair and label."
         problems.add("data", expected="a column for each", found=found, fix=fix)
-    for table in tables.values():
-        check_columns(table.frame, dict.fromkeys(columns), table.where, problems)
+    for name, table in tables.items():
+        check_columns(table.frame, dict.fromkeys(columns), table.where, problems, _CHOOSE)
         for column in texts:
             if column in table.frame:
-                _check_text_column(table.frame[column], f"{table.where}, column {column!r}", problems)
+                _check_text_column(complete[name][column], f"{table.where}, column {column!r}", problems)
 
 
 def _read_all(config: DataConfig, problems: Problems) -> dict[str, Table]:
@@ -157,7 +207,7 @@ def _drop_unlabelled_test(tables: dict[str, Table], config: DataConfig) -> list[
 
 
 def _is_no_label(value: object) -> bool:
-    return value is None or label_key(value) in ("", "-1")
+    return is_missing(value) or label_key(value) == "-1"
 
 
 def _check_text_column(values: pd.Series[Any], where: str, problems: Problems) -> None:

@@ -11,6 +11,7 @@ from datasets import ClassLabel, Dataset, Value, load_dataset
 import tunestack
 from tunestack.data.tables import FORMATS, is_file_name, read_table
 from tunestack.errors import Problem, Problems, UserError, did_you_mean
+from tunestack.hub import quiet_hub
 
 PACKAGED = {"packaged:emergencies": Path(tunestack.__file__).parent / "corpus"}
 """Data that comes with tunestack."""
@@ -82,7 +83,8 @@ def _read_folder(folder: Path) -> dict[str, Table]:
 def _read_hub(name: str, subset: str | None) -> dict[str, Table]:
     """The splits of a Hub data set; columns of plain values only, class ids turned into their names."""
     try:
-        splits = load_dataset(name, subset)
+        with quiet_hub():
+            splits = load_dataset(name, subset)
     # Whatever fails in there (network, name, access, subset) is for the user to hear of, in one message.
     except Exception as error:
         local = f"a local file ({', '.join(FORMATS)}), a folder with train.csv, or {', '.join(PACKAGED)}"

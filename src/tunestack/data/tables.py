@@ -1,7 +1,8 @@
 """Reading files strictly: every row as it was written, or an error that names the line.
 
 Values stay what the file says. In CSV and TSV everything is text and an empty field is missing; a text such
-as ``NA`` or ``null`` stays text. In TSV quotes are literal, as GLUE's files have them.
+as ``NA`` or ``null`` stays text. In TSV quotes are literal, as GLUE's files have them. A CSV file whose first
+line has semicolons or tabs and no comma is separated by these.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,9 +50,10 @@ def iter_rows(path: Path, columns: Sequence[str] = (), chunk_rows: int = 1000) -
     return itertools.chain([first], chunks)
 
 
-def check_rows(path: Path, columns: Sequence[str], chunk_rows: int = 10_000) -> None:
+def check_rows(path: Path, columns: Sequence[str], how: str = "", chunk_rows: int = 10_000) -> None:
     """Look through a whole file, a chunk at a time: its lines, these columns, text in each of their rows.
 
+    how: a sentence on how to choose other columns.
     Raises UserError with everything that `iter_rows` would come upon later.
     """
     problems = Problems()
@@ -59,7 +62,7 @@ def check_rows(path: Path, columns: Sequence[str], chunk_rows: int = 10_000) -> 
     try:
         for chunk in _chunks(path, chunk_rows):
             if not total:
-                check_columns(chunk, columns, str(path), problems)
+                check_columns(chunk, columns, str(path), problems, how)
                 problems.raise_if_any()
             for column, kinds in rows.items():
                 values = chunk.get(column, pd.Series(None, chunk.index, dtype=object))
@@ -79,11 +82,13 @@ def is_file_name(name: str) -> bool:
     return path.suffix.lower() in _READERS or path.exists() or name.startswith(("/", "./", "../", "~"))
 
 
-def check_columns(frame: pd.DataFrame, columns: Iterable[str], where: str, problems: Problems) -> None:
-    """Note every column that is not there, with the nearest names."""
+def check_columns(
+    frame: pd.DataFrame, columns: Iterable[str], where: str, problems: Problems, how: str = ""
+) -> None:
+    """Note every column that is not there, with the nearest names and how to choose another."""
     for column in columns:
         if column not in frame.columns:
-            fix = did_you_mean(column, map(str, frame.columns))
+            fix = f"{did_you_mean(column, map(str, frame.columns))} {how}".strip()
             header = " in the first line" if where.endswith((".csv", ".tsv")) else ""
             problems.add(where, expected=f"a column {column!r}{header}", found="none of this name", fix=fix)
 
@@ -160,10 +165,11 @@ def _chunks(path: Path, chunk_rows: int | None) -> Iterator[pd.DataFrame]:
         start += len(batch)
     bad.raise_if_any()
     if start == 0:
-        problem = Problem(
-            str(path), "at least one row", "none: the file is empty", "Give a file with data in it."
-        )
-        raise UserError(problem)
+        if not path.read_bytes().strip():
+            found = "none: the file is empty"
+        else:
+            found = "a header alone" if path.suffix.lower() in (".csv", ".tsv") else "none"
+        raise UserError(Problem(str(path), "at least one row", found, "Give a file with data in it."))
 
 
 class _BadLines:
@@ -221,8 +227,18 @@ def _guarded(reader: Reader, path: Path, bad: _BadLines) -> Iterator[Record]:
 
 
 def _read_csv(path: Path, bad: _BadLines) -> Iterator[Record]:
-    fixes = 'Quote a field that holds a comma or a line break ("like, this"); double a quote within it.'
-    return _read_delimited(path, bad, fixes, delimiter=",", quoting=csv.QUOTE_MINIMAL)
+    delimiter = _delimiter(path)
+    name = {",": "comma", ";": "semicolon", "\t": "tab"}[delimiter]
+    fixes = f'Quote a field that holds a {name} or a line break ("like{delimiter} this"); double a quote '
+    fixes += "within it."
+    return _read_delimited(path, bad, fixes, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL)
+
+
+def _delimiter(path: Path) -> str:
+    """What separates the fields of a CSV file: the comma, unless the first line has none but others."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        header = re.sub(r'"[^"]*"', "", next((line for line in file if line.strip()), ""))
+    return "," if "," in header else max(",\t;", key=header.count)
 
 
 def _read_tsv(path: Path, bad: _BadLines) -> Iterator[Record]:

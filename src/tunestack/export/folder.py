@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from tunestack.choice import Choice, Description, choose, with_results
-from tunestack.errors import Problems, UserError
+from tunestack.errors import Problems, UserError, did_you_mean
 from tunestack.export.card import CARD, Shipment, write_card
 from tunestack.files import replacing_folder, why_not_writable
 
@@ -75,7 +75,9 @@ def _check_options(choice: Choice, options: Options, problems: Problems) -> None
     description = choice.description
     if options.dtype is not None and options.dtype not in DTYPES:
         expected = f"one of {', '.join(DTYPES)}"
-        problems.add("dtype", expected=expected, found=repr(options.dtype), fix="Choose one of them.")
+        problems.add(
+            "dtype", expected=expected, found=repr(options.dtype), fix=did_you_mean(options.dtype, DTYPES)
+        )
     if description is not None and description.kind == "baseline":
         if options.merge or options.dtype is not None:
             flag = "merge" if options.merge else "dtype"

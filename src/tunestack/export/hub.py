@@ -11,6 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from tunestack.errors import Problem, UserError
+from tunestack.hub import quiet_hub
 
 _NETWORK_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 """What the HTTP library that the Hub's client stands on raises for lost connections and the like."""
@@ -53,7 +54,8 @@ def upload(folder: Path, repo_id: str, private: bool) -> str:
 @contextmanager
 def _told_to_users(repo_id: str) -> Iterator[None]:
     try:
-        yield
+        with quiet_hub():
+            yield
     except OfflineModeIsEnabled as error:
         raise _unreachable("HF_HUB_OFFLINE is set", "Unset it for this command.") from error
     except HfHubHTTPError as error:

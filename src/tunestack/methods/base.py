@@ -26,6 +26,7 @@ from tunestack.config import TrainingConfig
 from tunestack.errors import Problem, Problems, UserError, did_you_mean
 from tunestack.files import replacing, write_text
 from tunestack.methods.sites import Copy, Host, stable_hash
+from tunestack.settings import advice
 
 PEFT_PREFIX = "base_model.model."
 PROMPT_PREFIX = "base_model."
@@ -147,18 +148,16 @@ class Method(ABC):
                     f"{self.name}.{name}",
                     expected=inspect.formatannotation(hints[name]),
                     found=repr(fields[name]),
-                    fix=f"{error.errors()[0]['msg']}.",
+                    fix=advice(detail := error.errors()[0]) or f"{detail['msg']}.",
                 )
         problems.raise_if_any()
         values = {**self.defaults(model_type), **given, "task_type": TaskType.SEQ_CLS}
         try:
             return with_head(self.config_class(**values), head)
         except (TypeError, ValueError) as error:
-            raise UserError(
-                Problem(
-                    self.name, f"values that {self.config_class.__name__} takes", str(error), "Correct them."
-                )
-            ) from error
+            name = self.config_class.__name__
+            fix = f"`python -m pydoc {self.config_class.__module__}.{name}` explains them."
+            raise UserError(Problem(self.name, f"values that {name} takes", str(error), fix)) from error
 
     @property
     def paper(self) -> str:

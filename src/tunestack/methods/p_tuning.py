@@ -13,7 +13,7 @@ import torch
 from peft import PromptEncoderConfig
 from torch import Tensor, nn
 
-from tunestack.errors import Problems
+from tunestack.errors import Problems, did_you_mean
 from tunestack.methods.prompt import PromptLearning
 from tunestack.methods.sites import Host, Span, dropout
 
@@ -78,7 +78,7 @@ class PTuning(PromptLearning):
                 "p-tuning.encoder_reparameterization_type",
                 expected="MLP or LSTM",
                 found=repr(kind),
-                fix="Choose one of these.",
+                fix=did_you_mean(str(kind), _TYPES),
             )
         for name in ("encoder_hidden_size", "encoder_num_layers"):
             value = getattr(config, name)

@@ -257,9 +257,8 @@ def _curve_view(key: str, title: str, entries: Sequence[Entry], readings: list[R
         return None
     points = [point for _, per_reading in drawn for per_seed in per_reading for s in per_seed for point in s]
     epochs, values = [epoch for epoch, _ in points], [value for _, value in points]
-    x_axis = (
-        Linear(min(epochs), max(epochs)) if len(set(epochs)) > 1 else Linear(epochs[0] - 1, epochs[0] + 1)
-    )
+    first, last = min(epochs), max(epochs)
+    x_axis = Linear(first if first < last else 0.0, last)  # of one evaluation, from the start to it
     y_axis = Linear.around(values)
 
     def place(series: Series) -> Series:

@@ -100,7 +100,8 @@ def focused(means: Sequence[float], bounds: Sequence[tuple[float, float]]) -> Li
 
     Where one gap splits the scores so that more than half of the whole range is empty, and at least two
     lie above it, the axis shows only those above: a majority baseline at 0 would otherwise flatten all
-    others into one point. Whoever draws must mark those that fall off the low end.
+    others into one point. Not so where an interval reaches across: nothing is cut. Whoever draws must mark
+    those that fall off the low end.
     """
     ordered = sorted(means, reverse=True)
     gaps = [(high - low, position) for position, (high, low) in enumerate(pairwise(ordered), 1)]
@@ -108,8 +109,10 @@ def focused(means: Sequence[float], bounds: Sequence[tuple[float, float]]) -> Li
     threshold = -math.inf
     if above >= 2 and widest > (ordered[0] - ordered[-1]) / 2:
         threshold = ordered[above - 1]
-    shown = [pair for mean, pair in zip(means, bounds) if mean >= threshold]
-    return Linear.around([value for pair in shown for value in pair])
+    shown = Linear.around([value for mean, pair in zip(means, bounds) if mean >= threshold for value in pair])
+    if any(high >= shown.low for mean, (_, high) in zip(means, bounds) if mean < threshold):
+        return Linear.around([value for pair in bounds for value in pair])
+    return shown
 
 
 def _round_step(raw: float) -> float:
