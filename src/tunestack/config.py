@@ -156,8 +156,15 @@ class CompareConfig(Settings):
     """How many trials train together at most; default: 4 on a processor, else all."""
     measure_costs: bool = True
     """Measure what each candidate costs alone; without it, the verdict has no costs to choose by."""
+    track: list[str] = []
+    """Trackers that are told what happens: mlflow, tensorboard, wandb."""
     output: str = Field(default="runs/comparison", min_length=1)
     """The run folder."""
+
+    @field_validator("track", mode="before")
+    @classmethod
+    def _bare_tracker(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
 
     @field_validator("seeds", mode="before")
     @classmethod

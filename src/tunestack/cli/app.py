@@ -124,6 +124,10 @@ def compare(
             show_default=False,
         ),
     ] = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(help="Tell a tracker: mlflow, tensorboard, wandb; repeat.", show_default=False),
+    ] = None,
     output: Annotated[
         str | None,
         typer.Option("--output", "-o", help="The run folder. [default: runs/comparison]", show_default=False),
@@ -157,6 +161,7 @@ def compare(
         "metric": metric,
         "slots": slots,
         "measure_costs": costs,
+        "track": track or None,
         "output": output,
     }
     with told_to_users():

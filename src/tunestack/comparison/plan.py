@@ -26,8 +26,12 @@ from tunestack.methods.registry import METHODS
 from tunestack.settings import validated
 from tunestack.stack.slot import Trial
 from tunestack.tasks.classification import SequenceClassification
+from tunestack.trackers.registry import check_trackers
 
 T = TypeVar("T")
+
+BASELINE_SEED = 0
+"""Baselines are deterministic: they have one result, under this seed."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,7 @@ def make_plan(config: CompareConfig) -> Plan:
     config = with_method_defaults(config)
     problems = Problems()
     check_output(Path(config.output), problems)
+    check_trackers(config.track, problems)
     data = _collected(problems, load_text_data, config.data)
     bases = _open_bases(config, problems)
     names = data.label_names if data else ("0", "1")
