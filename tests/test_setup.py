@@ -29,11 +29,11 @@ DIRECT = [
     Requirement(text)
     for text in (
         *PROJECT["dependencies"],
-        *PROJECT["optional-dependencies"]["demo"],
-        *PROJECT["optional-dependencies"]["dev"],
+        *(text for extra in PROJECT["optional-dependencies"].values() for text in extra),
         *PYPROJECT["build-system"]["requires"],
         "editables",  # hatchling asks for it when it builds an editable install
     )
+    if Requirement(text).name != PROJECT["name"]  # an extra that contains another
 ]
 
 

@@ -212,3 +212,16 @@ def test_a_sweep_killed_twenty_times_has_every_trial_once(tiny_data: Path, tmp_p
     for ours, theirs in zip(search.trials[:3], unhurt.search.trials, strict=True):
         assert ours.parameters == theirs.parameters
         assert_same(ours.curve, theirs.curve)
+
+
+def test_trackers_are_told_of_every_trial_and_of_the_result(tiny_data: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    fields = {"track": ["tensorboard"], "trials": 4, "pruner": "none"}
+    results = sweep(settings(tiny_data, tmp_path / "run", **fields))
+    assert results.search is not None
+    for trial in results.search.trials:
+        logged = EventAccumulator(str(tmp_path / "run/tensorboard" / f"{trial.name}.seed-0"))
+        logged.Reload()
+        values = [event.value for event in logged.Scalars("validation/accuracy")]
+        assert values == pytest.approx([point.metrics["accuracy"] for point in trial.curve])

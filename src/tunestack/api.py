@@ -30,6 +30,7 @@ def compare(
     training: Mapping[str, Any] | None = None,
     slots: int | None = None,
     measure_costs: bool | None = None,
+    track: str | Sequence[str] | None = None,
     output: str | Path | None = None,
     progress: bool = True,
     **data: Any,
@@ -38,7 +39,8 @@ def compare(
 
     source: a YAML configuration, or labelled text (a file, a folder, a Hub data set id). methods, bases:
     names, or mappings with their fields. seeds: how many, or which. training: fields of `TrainingConfig`.
-    measure_costs: False saves the seconds that it takes. output: the run folder; the same call resumes it.
+    measure_costs: False saves the seconds that it takes. track: who is told: mlflow, tensorboard, wandb.
+    output: the run folder; the same call resumes it.
     data: fields of `DataConfig` (`text="text"`, `label="target"`, ...). What is given here stands above
     what the YAML file says.
 
@@ -55,6 +57,7 @@ def compare(
         "metric": metric,
         "slots": slots,
         "measure_costs": measure_costs,
+        "track": _several(track),
         "output": None if output is None else str(output),
     }
     config = comparison(read_settings(str(source), given))
@@ -96,6 +99,7 @@ def sweep(
     slots: int | None = None,
     confirm: int | None = None,
     seeds: int | Sequence[int] | None = None,
+    track: str | Sequence[str] | None = None,
     output: str | Path | None = None,
     progress: bool = True,
     **data: Any,
@@ -125,6 +129,7 @@ def sweep(
         "slots": slots,
         "confirm": confirm,
         "seeds": seeds if seeds is None or isinstance(seeds, int) else list(seeds),
+        "track": _several(track),
         "output": None if output is None else str(output),
     }
     config, notes = sweep_settings(str(source), given)

@@ -174,6 +174,10 @@ Seeds = Annotated[list[int], Field(min_length=1), BeforeValidator(_counted), Aft
 """Seeds: a list, or how many."""
 
 
+Trackers = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+"""Names of trackers; one alone needs no list."""
+
+
 class CompareConfig(Settings):
     """A comparison: every base with every method with every seed, on one task."""
 
@@ -194,5 +198,7 @@ class CompareConfig(Settings):
     """How many trials train together at most; default: 4 on a processor, else all."""
     measure_costs: bool = True
     """Measure what each candidate costs alone; without it, the verdict has no costs to choose by."""
+    track: Trackers = []
+    """Trackers that are told what happens: mlflow, tensorboard, wandb."""
     output: str = Field(default="runs/comparison", min_length=1)
     """The run folder."""

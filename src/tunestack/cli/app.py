@@ -22,6 +22,7 @@ from tunestack.cli.options import (
     Test,
     Text,
     TextPair,
+    Track,
     TrainSize,
     Validation,
 )
@@ -126,6 +127,7 @@ def compare(
             show_default=False,
         ),
     ] = None,
+    track: Track = None,
     output: Annotated[
         str | None,
         typer.Option("--output", "-o", help="The run folder. [default: runs/comparison]", show_default=False),
@@ -159,6 +161,7 @@ def compare(
         "metric": metric,
         "slots": slots,
         "measure_costs": costs,
+        "track": track or None,
         "output": output,
     }
     with told_to_users():

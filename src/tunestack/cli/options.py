@@ -47,3 +47,7 @@ Bases = Annotated[
         "--base", help="Hub id, folder, packaged:NAME or random:CONFIG.json; repeat.", show_default=False
     ),
 ]
+Track = Annotated[
+    list[str] | None,
+    typer.Option("--track", help="Tell a tracker: mlflow, tensorboard, wandb; repeat.", show_default=False),
+]

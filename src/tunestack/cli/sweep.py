@@ -17,6 +17,7 @@ from tunestack.cli.options import (
     Test,
     Text,
     TextPair,
+    Track,
     TrainSize,
     Validation,
 )
@@ -104,6 +105,7 @@ def sweep(
     seeds: Annotated[
         int | None, typer.Option(help="How many seeds that takes. [default: 5]", show_default=False)
     ] = None,
+    track: Track = None,
     output: Annotated[
         str | None,
         typer.Option("--output", "-o", help="The run folder. [default: runs/sweep]", show_default=False),
@@ -136,6 +138,7 @@ def sweep(
         "slots": slots,
         "confirm": confirm,
         "seeds": seeds,
+        "track": track or None,
         "output": output,
     }
     with told_to_users():

@@ -25,7 +25,7 @@ from tunestack.results import Costs, SeedResult, SplitScores
 from tunestack.settings import differences, to_yaml
 from tunestack.tasks.metrics import confusion_matrix
 
-FREE = ("output", "slots", "measure_costs")
+FREE = ("output", "slots", "measure_costs", "track")
 """Settings that may differ when a run is resumed: they change no result."""
 
 

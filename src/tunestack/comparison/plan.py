@@ -23,6 +23,10 @@ from tunestack.methods.base import Method
 from tunestack.methods.registry import METHODS
 from tunestack.stack.slot import Trial
 from tunestack.tasks.classification import SequenceClassification
+from tunestack.trackers.registry import check_trackers
+
+BASELINE_SEED = 0
+"""Baselines are deterministic: they have one result, under this seed."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,7 @@ def make_plan(config: CompareConfig) -> Plan:
     config = with_method_defaults(config)
     problems = Problems()
     check_output(Path(config.output), problems)
+    check_trackers(config.track, problems)
     data = problems.attempt(load_text_data, config.data)
     bases = _open_bases(config, problems)
     names = data.label_names if data else ("0", "1")

@@ -11,6 +11,7 @@ import numpy as np
 from tunestack.comparison.costs import measure_alone, release_memory
 from tunestack.comparison.folder import RunFolder
 from tunestack.comparison.plan import (
+    BASELINE_SEED,
     BaselineCandidate,
     MethodCandidate,
     Plan,
@@ -18,6 +19,7 @@ from tunestack.comparison.plan import (
     texts_of,
 )
 from tunestack.comparison.statistics import Predictions, compare_to_best, summarize
+from tunestack.comparison.track import conclusion, track
 from tunestack.comparison.verdict import decide
 from tunestack.config import CompareConfig
 from tunestack.data import TextData
@@ -29,11 +31,10 @@ from tunestack.report.html import write_report
 from tunestack.report.leaderboard import write_leaderboard
 from tunestack.results import Candidate, Costs, DataSummary, HardExample, Results, SeedResult
 from tunestack.stack.loop import Event, Notify, Outcome, Workload
+from tunestack.trackers.tracking import Tracking
 
 PRUNED = "pruned"
 """Why a trial that a search stopped early did not finish."""
-BASELINE_SEED = 0
-"""Baselines are deterministic: they have one result, under this seed."""
 
 
 def run_comparison(config: CompareConfig, notify: Notify = lambda event: None) -> Results:
@@ -44,12 +45,12 @@ def run_comparison(config: CompareConfig, notify: Notify = lambda event: None) -
     """
     plan = make_plan(config)
     folder = RunFolder.open(plan)
-    with folder.alone():
+    with folder.alone(), track(plan, notify) as tracking:
         for candidate in plan.candidates:
             if isinstance(candidate, BaselineCandidate):
-                _run_baseline(candidate, plan, folder, notify)
+                _run_baseline(candidate, plan, folder, tracking)
         for base in plan.bases:
-            _run_stack(base, plan, folder, notify)
+            _run_stack(base, plan, folder, tracking)
         for candidate in plan.candidates if config.measure_costs else []:
             _measure(candidate, plan, folder, notify)
         results = collect(plan, folder)
@@ -57,11 +58,12 @@ def run_comparison(config: CompareConfig, notify: Notify = lambda event: None) -
         write_leaderboard(results, folder.path / "leaderboard.md")
         write_report(results, folder.path)
         shutil.rmtree(folder.checkpoints, ignore_errors=True)  # all trials are done
+        tracking.conclude(conclusion(results, folder.path))
     return results
 
 
-def _run_baseline(candidate: BaselineCandidate, plan: Plan, folder: RunFolder, notify: Notify) -> None:
-    key = slug(candidate.name)
+def _run_baseline(candidate: BaselineCandidate, plan: Plan, folder: RunFolder, tracking: Tracking) -> None:
+    key, notify = slug(candidate.name), tracking.notify
     if folder.finished(candidate.name, BASELINE_SEED) is not None:
         notify(Event("finished", key))
         return
@@ -73,7 +75,8 @@ def _run_baseline(candidate: BaselineCandidate, plan: Plan, folder: RunFolder, n
             *texts_of(train), np.asarray(train["label"]), len(plan.data.label_names), candidate.options, base
         )
     except UserError as error:  # the data does not suit this one: the others go on
-        folder.finish(candidate.name, SeedResult(seed=BASELINE_SEED, failure=str(error)), {}, checkpoint=None)
+        result = SeedResult(seed=BASELINE_SEED, failure=str(error))
+        tracking.finished(key, folder.finish(candidate.name, result, {}, checkpoint=None))
         notify(Event("failed", key, message=str(error)))
         return
     path = folder.adapter_folder(candidate.name, BASELINE_SEED)
@@ -85,11 +88,11 @@ def _run_baseline(candidate: BaselineCandidate, plan: Plan, folder: RunFolder, n
         if split != "train"
     }
     result = SeedResult(seed=BASELINE_SEED, adapter_path=folder.relative(path))
-    folder.finish(candidate.name, result, probabilities, checkpoint=None)
+    tracking.finished(key, folder.finish(candidate.name, result, probabilities, checkpoint=None))
     notify(Event("finished", key))
 
 
-def _run_stack(base: str, plan: Plan, folder: RunFolder, notify: Notify) -> None:
+def _run_stack(base: str, plan: Plan, folder: RunFolder, tracking: Tracking) -> None:
     """Train all trials on one base that have no result yet."""
     owners = {
         candidate.trial(seed).key: (candidate, seed)
@@ -102,16 +105,18 @@ def _run_stack(base: str, plan: Plan, folder: RunFolder, notify: Notify) -> None
         if folder.finished(candidate.name, seed) is None:
             trials.append(candidate.trial(seed))
         else:
-            notify(Event("finished", key))
+            tracking.notify(Event("finished", key))
     if not trials:
         return
 
     def finish(outcome: Outcome) -> SeedResult:
         candidate, seed = owners[outcome.trial.key]
-        return save_outcome(outcome, candidate, seed, folder)
+        result = save_outcome(outcome, candidate, seed, folder)
+        tracking.finished(outcome.trial.key, result)
+        return result
 
     work = Workload(plan.bases[base], plan.task, plan.data.splits(), plan.config.metric)
-    LocalExecutor().run(work, trials, plan.config.slots, folder.checkpoints, finish, notify)
+    LocalExecutor().run(work, trials, plan.config.slots, folder.checkpoints, finish, tracking.notify)
 
 
 def save_outcome(outcome: Outcome, candidate: MethodCandidate, seed: int, folder: RunFolder) -> SeedResult:

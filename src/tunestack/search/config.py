@@ -15,7 +15,15 @@ from pydantic import (
     model_validator,
 )
 
-from tunestack.config import BaseConfig, DataConfig, MethodEntry, Seeds, Settings, TrainingConfig
+from tunestack.config import (
+    BaseConfig,
+    DataConfig,
+    MethodEntry,
+    Seeds,
+    Settings,
+    Trackers,
+    TrainingConfig,
+)
 
 ASKED_FOR = "a list of values, or {min: ..., max: ...}"
 
@@ -188,6 +196,8 @@ class SweepConfig(Settings):
     """The seeds of that: a list, or how many."""
     measure_costs: bool = True
     """Measure what each of those costs alone."""
+    track: Trackers = []
+    """Trackers that are told what happens: mlflow, tensorboard, wandb."""
     output: str = Field(default="runs/sweep", min_length=1)
     """The run folder."""
 

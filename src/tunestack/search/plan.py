@@ -20,6 +20,7 @@ from tunestack.search.config import SweepConfig, SweepMethod
 from tunestack.search.space import Branch, Space, Suggestion
 from tunestack.settings import validated
 from tunestack.tasks.classification import SequenceClassification
+from tunestack.trackers.registry import check_trackers
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ def make_plan(config: SweepConfig) -> SweepPlan:
     config = with_method_defaults(config)
     problems = Problems()
     check_output(Path(config.output), problems)
+    check_trackers(config.track, problems)
     data = problems.attempt(load_text_data, config.data)
     base = problems.attempt(load_base, config.base)
     if base is not None:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from tunestack.comparison.folder import RunFolder
 from tunestack.comparison.plan import MethodCandidate, Plan
 from tunestack.comparison.run import PRUNED, collect, run_comparison, save_outcome
+from tunestack.comparison.track import conclusion
 from tunestack.config import CompareConfig
 from tunestack.errors import UserError
 from tunestack.executors.local import default_slots
@@ -26,6 +27,8 @@ from tunestack.search.study import Study
 from tunestack.settings import to_yaml, validated
 from tunestack.stack.loop import Event, Notify, Outcome, Workload, train
 from tunestack.stack.slot import Trial
+from tunestack.trackers.base import TrackedTrial
+from tunestack.trackers.tracking import Tracking
 
 RECORD = "search.json"
 """What is kept of a trial beside its results."""
@@ -45,25 +48,37 @@ def run_sweep(config: SweepConfig, notify: Notify = lambda event: None) -> Resul
     folder = RunFolder.open(as_comparison(plan))
     write_text(folder.path / "config.yaml", to_yaml(plan.config.model_dump(mode="json")))
     with Study.open(plan.config, folder.path) as study:
-        sweep = _Sweep(plan, folder, study, notify)
-        sweep.train()
-        records = sweep.records()
-        done = all(record.state != "running" for record in records)
-        best = ranked(records)
-        confirmed = None
-        if done and best and plan.config.confirm:
-            chosen = [study.suggestion(trial.number) for trial in best[: plan.config.confirm]]
-            confirmed = run_comparison(_confirmation(plan, chosen), notify)
-        results = _results(plan, folder, study, records, confirmed)
-        if results.verdict is not None:
-            number = int(results.verdict.ship.removeprefix(NAME))
-            winner = comparison_of(plan, [study.suggestion(number)], f"{plan.config.output}-best")
-            write_text(folder.path / "best.yaml", to_yaml(winner))
-        results.save(folder.path / "results.json")
-        write_leaderboard(results, folder.path / "leaderboard.md")
-        write_report(results, folder.path)
-        if done:
-            shutil.rmtree(folder.checkpoints, ignore_errors=True)
+        sweep = _Sweep(plan, folder, study)
+        settings = plan.config.model_dump(mode="json")
+        with Tracking(
+            plan.config.track, "sweep", folder.path, settings, sweep.tracked, notify
+        ) as sweep.tracking:
+            sweep.train()
+            results = _conclude(plan, folder, study, sweep.records(), notify)
+            sweep.tracking.conclude(conclusion(results, folder.path))
+    return results
+
+
+def _conclude(
+    plan: SweepPlan, folder: RunFolder, study: Study, records: Sequence[SearchTrial], notify: Notify
+) -> Results:
+    """Confirm the best where that is wanted, and write what came out."""
+    done = all(record.state != "running" for record in records)  # other processes may still be at work
+    best = ranked(records)
+    confirmed = None
+    if done and best and plan.config.confirm:
+        chosen = [study.suggestion(trial.number) for trial in best[: plan.config.confirm]]
+        confirmed = run_comparison(_confirmation(plan, chosen), notify)
+    results = _results(plan, folder, study, records, confirmed)
+    if results.verdict is not None:
+        number = int(results.verdict.ship.removeprefix(NAME))
+        winner = comparison_of(plan, [study.suggestion(number)], f"{plan.config.output}-best")
+        write_text(folder.path / "best.yaml", to_yaml(winner))
+    results.save(folder.path / "results.json")
+    write_leaderboard(results, folder.path / "leaderboard.md")
+    write_report(results, folder.path)
+    if done:
+        shutil.rmtree(folder.checkpoints, ignore_errors=True)
     return results
 
 
@@ -99,6 +114,7 @@ def _confirmation(plan: SweepPlan, chosen: Sequence[Suggestion]) -> CompareConfi
     values = comparison_of(plan, chosen, folder) | {
         "slots": plan.config.slots,
         "measure_costs": plan.config.measure_costs,
+        "track": plan.config.track,
     }
     return validated(CompareConfig, values)
 
@@ -173,13 +189,15 @@ def name_of(number: int) -> str:
 class _Sweep:
     """One process at work on a sweep.
 
-    running: what this process trains, by the trials' keys. places: which of its slots they have.
+    running: what this process trains, by the trials' keys. places: which of its slots they have. tracking:
+    who is told of it. tracked: what of.
     """
 
     plan: SweepPlan
     folder: RunFolder
     study: Study
-    notify: Notify
+    tracking: Tracking = field(init=False)
+    tracked: dict[str, TrackedTrial] = field(default_factory=dict)
     running: dict[str, tuple[Suggestion, MethodCandidate]] = field(default_factory=dict)
     places: dict[str, int] = field(default_factory=dict)
     began: dict[str, float] = field(default_factory=dict)
@@ -208,10 +226,12 @@ class _Sweep:
                 self.folder.finish(name, result, {}, checkpoint=None)
                 self._record(suggestion, "failed", [], result.failure, name)
                 self._tell(suggestion.number, result)
-                self.notify(Event("failed", name, message=str(error)))
+                self.tracking.notify(Event("failed", name, message=str(error)))
                 continue
             trial = candidate.trial(self.plan.config.seed)
             self.running[trial.key] = suggestion, candidate
+            own = {"method": suggestion.method, "seed": trial.seed, **candidate.hyperparameters}
+            self.tracked[trial.key] = TrackedTrial(trial.key, name, own)
             yield trial
 
     def told(self, event: Event) -> None:
@@ -220,7 +240,7 @@ class _Sweep:
             taken = set(self.places.values())
             self.places[event.key] = next(place for place in range(len(taken) + 1) if place not in taken)
             self.began[event.key] = time.time()
-        self.notify(event)
+        self.tracking.notify(event)
 
     def prune(self, trial: Trial, point: CurvePoint) -> bool:
         """Whether the study stops a trial with this evaluation."""
@@ -241,6 +261,7 @@ class _Sweep:
         self._record(suggestion, state, outcome.slot.progress.curve, outcome.failure, key)
         result = save_outcome(outcome, candidate, self.plan.config.seed, self.folder)
         self._tell(suggestion.number, result)
+        self.tracking.finished(key, result)
 
     def records(self) -> list[SearchTrial]:
         """Every trial of the study, those of other processes too."""

@@ -30,7 +30,7 @@ from tunestack.settings import differences
 
 State = Literal["running", "complete", "pruned", "failed"]
 
-FREE = ("output", "slots", "trials", "confirm", "seeds", "measure_costs")
+FREE = ("output", "slots", "trials", "confirm", "seeds", "measure_costs", "track")
 """Settings that may differ when a sweep is resumed: they change no suggestion and no result."""
 FEWEST_FOR_IMPORTANCES = 4
 """Complete trials; with fewer, what a parameter explains is chance."""

@@ -1,0 +1,119 @@
+"""MLflow: a parent run for the comparison, a nested run a trial."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import mlflow
+from mlflow.entities import Metric, Param
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from tunestack.results import CurvePoint, SeedResult
+from tunestack.trackers.base import (
+    PROJECT,
+    Conclusion,
+    TrackedRun,
+    TrackedTrial,
+    Tracker,
+    check_server,
+    curve_values,
+    final_values,
+)
+
+LONGEST_VALUE = 6000
+"""Characters that MLflow takes as a parameter's value."""
+
+MOST_RUNS = 50_000
+"""What a search returns at most, by MLflow's own limit."""
+
+ID = "tunestack.id"
+KEY = "tunestack.trial"
+
+
+class MLflow(Tracker):
+    """Through a client of its own, so that no run becomes the active one of the process."""
+
+    def __init__(self) -> None:
+        self._client = mlflow.MlflowClient()
+        self._id = ""
+        self._experiment = ""
+        self._parent = ""
+        self._known: dict[str, str] = {}
+        self._open: dict[str, str] = {}
+
+    def start(self, run: TrackedRun) -> None:
+        """Find the runs of this comparison that are there already, and begin or reopen its own."""
+        uri = mlflow.get_tracking_uri()
+        if uri.startswith(("http://", "https://")):
+            check_server(uri)
+        self._id = run.id
+        self._experiment = self._find_experiment()
+        ours = f"tags.`{ID}` = '{run.id}'"
+        found = self._client.search_runs([self._experiment], ours, max_results=MOST_RUNS)
+        self._known = {each.data.tags[KEY]: each.info.run_id for each in found}
+        self._parent = self._open_run("", run.name, {"tunestack.kind": run.kind})
+        self._client.log_dict(self._parent, dict(run.config), "config.yaml")
+
+    def trial_started(self, trial: TrackedTrial) -> None:
+        """Begin a nested run with the trial's parameters."""
+        tags = {MLFLOW_PARENT_RUN_ID: self._parent, "tunestack.candidate": trial.group}
+        run_id = self._open[trial.key] = self._open_run(trial.key, trial.key, tags)
+        values = {name: str(value)[:LONGEST_VALUE] for name, value in trial.parameters.items()}
+        params = [Param(_allowed(name), value) for name, value in values.items()]
+        self._client.log_batch(run_id, params=params)
+
+    def evaluated(self, key: str, point: CurvePoint) -> None:
+        """Add to the histories of the trial's metrics."""
+        self._log(self._open[key], curve_values(point), point.step)
+
+    def trial_finished(self, key: str, result: SeedResult, adapter: Path | None) -> None:
+        """Log final metrics and the adapter, and end the trial's run."""
+        run_id = self._open.pop(key)
+        self._log(run_id, final_values(result))
+        if result.failure is not None:
+            self._client.set_tag(run_id, "tunestack.failure", result.failure)
+        if adapter is not None:
+            self._client.log_artifacts(run_id, str(adapter), "adapter")
+        self._client.set_terminated(run_id, "FINISHED" if result.failure is None else "FAILED")
+
+    def finish(self, conclusion: Conclusion | None) -> None:
+        """Log the candidates' values and the report to the comparison's run, and end what is open."""
+        for run_id in self._open.values():
+            self._client.set_terminated(run_id, "KILLED")
+        if conclusion is not None:
+            for candidate, values in conclusion.values.items():
+                self._log(self._parent, {f"{candidate}/{name}": value for name, value in values.items()})
+            self._client.set_tag(self._parent, "mlflow.note.content", conclusion.sentence)
+            for file in conclusion.files:
+                self._client.log_artifact(self._parent, str(file))
+        self._client.set_terminated(self._parent, "FINISHED" if conclusion else "KILLED")
+
+    def _find_experiment(self) -> str:
+        """The experiment that MLflow's environment variables name, else ours."""
+        if given := os.environ.get("MLFLOW_EXPERIMENT_ID"):
+            return given
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or PROJECT
+        found = self._client.get_experiment_by_name(name)
+        return str(found.experiment_id if found else self._client.create_experiment(name))
+
+    def _open_run(self, key: str, name: str, tags: Mapping[str, str]) -> str:
+        """The run of a trial (of the comparison: key ""), which may have been interrupted."""
+        if key in self._known:
+            self._client.update_run(self._known[key], status="RUNNING")
+            return self._known[key]
+        tags = {ID: self._id, KEY: key, **tags}
+        return str(self._client.create_run(self._experiment, run_name=name, tags=tags).info.run_id)
+
+    def _log(self, run_id: str, values: Mapping[str, float], step: int = 0) -> None:
+        now = int(time.time() * 1000)
+        metrics = [Metric(_allowed(name), value, now, step) for name, value in values.items()]
+        self._client.log_batch(run_id, metrics=metrics)
+
+
+def _allowed(name: str) -> str:
+    """A name without the characters that MLflow refuses."""
+    return re.sub(r"[^\w\-. /]", "_", name)
