@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import random
 import signal
+import sys
 import time
 from collections import Counter
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,6 @@ from tunestack.search.space import Suggestion
 from tunestack.search.study import Study
 
 FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(["study_worker"])
 SAMPLERS = ["tpe", "bayes", "random"]
 PRUNERS = ["none", "halving", "hyperband", "median"]
 RATES = {"min": 1e-5, "max": 1e-2, "log": True}
@@ -35,6 +37,15 @@ TWO = {
     ]
 }
 FINITE = {"methods": [{"method": "lora", "search": {"r": [2, 4, 8], "lora_alpha": [8, 16]}}]}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _clean_process() -> None:
+    """Start the process that others are forked from, with everything that they import."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        FORKSERVER.set_forkserver_preload(["pytest", "study_worker"])
+        forkserver.ensure_running()
 
 
 def given(suggestions: list[Suggestion]) -> list[tuple[int, dict[str, Any]]]:
