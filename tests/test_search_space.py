@@ -229,7 +229,9 @@ def test_a_grid_too_large_for_memory_is_drawn_from() -> None:
 
 def test_the_longest_trial_has_the_most_evaluations() -> None:
     own = [{"method": "lora", "search": {"epochs": {"min": 1.0, "max": 2.5}}}, "ia3"]
-    assert Space(sweep(methods=own, training={"epochs": 2}, evaluations_per_epoch=4)).most_evaluations == 10
+    assert (
+        Space(sweep(methods=own, training={"epochs": 2, "evaluations_per_epoch": 4})).most_evaluations == 10
+    )
     assert Space(sweep(methods=own, training={"epochs": 3})).most_evaluations == 3
     assert Space(sweep(search={"epochs": [1, 4]})).most_evaluations == 4
 
@@ -273,7 +275,7 @@ def test_everything_that_is_wrong_is_told_at_once(values: dict[str, Any], tmp_pa
             "lorra",
             "tfidf",
             {"method": "bitfit", "search": {"class_weights": ["balanced", [1.0, 2.0, 3.0]]}},
-            {"method": "layernorm", "epochs": 3},
+            {"method": "layernorm", "epochs": 3, "training": {"evaluations_per_epoch": 2}},
         ],
         "search": {"learning_rate": {"min": 1e-4, "max": 1.0}, "r": [1, 2], "max_length": [8, 16]},
         "training": {"max_length": 12},
@@ -298,6 +300,7 @@ def test_everything_that_is_wrong_is_told_at_once(values: dict[str, Any], tmp_pa
         "methods.3": "a known method",
         "methods.4": "a method that trains",
         "methods.6.epochs": "a field of layernorm",
+        "methods.6.training.evaluations_per_epoch": "one number for all trials",
         "methods.5: class_weights": "2 weights above 0",
         "search.learning_rate": "values that can be counted",
         "search.r": "a field of training, or of lora, ia3, bitfit, layernorm",

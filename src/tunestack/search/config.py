@@ -182,8 +182,6 @@ class SweepConfig(Settings):
     pruner: Literal["none", "halving", "hyperband", "median"] = "median"
     """Which trials are stopped early: none, those that lose a successive halving or Hyperband, those below
     the median of the finished ones."""
-    evaluations_per_epoch: int = Field(default=1, ge=1)
-    """How often an epoch a trial is evaluated, and may be stopped."""
     metric: str = "f1"
     """What trials are chosen by, on validation: f1 (macro beyond two classes), accuracy, mcc, ..."""
     seed: int = Field(default=0, ge=0)
@@ -196,7 +194,7 @@ class SweepConfig(Settings):
     """The seeds of that: a list, or how many."""
     measure_costs: bool = True
     """Measure what each of those costs alone."""
-    track: Trackers = []
+    track: Trackers = Field(default=[])
     """Trackers that are told what happens: mlflow, tensorboard, wandb."""
     output: str = Field(default="runs/sweep", min_length=1)
     """The run folder."""

@@ -22,6 +22,8 @@ from tunestack.settings import validated
 from tunestack.tasks.classification import SequenceClassification
 from tunestack.trackers.registry import check_trackers
 
+RUNGS = "evaluations_per_epoch"
+
 
 @dataclass(frozen=True)
 class SweepPlan:
@@ -125,6 +127,7 @@ def check_space(config: SweepConfig, problems: Problems) -> list[int]:
             sound.append(position)
         problems.attempt(found.raise_if_any)
     _check_shared(config, problems)
+    _check_rungs(config, problems)
     if config.sampler == "grid":
         _check_grid(config, problems)
     return sound
@@ -193,6 +196,21 @@ def _contradiction(where: str, fixed: str, problems: Problems) -> None:
         found=f"a value for {field} in {fixed}",
         fix="Remove it there, or here.",
     )
+
+
+def _check_rungs(config: SweepConfig, problems: Problems) -> None:
+    """Trials are compared at the same evaluations: how often there is one is the same for all."""
+    places: dict[str, Mapping[str, Any]] = {"search": config.search}
+    for position, entry in enumerate(config.methods):
+        places |= {f"methods.{position}.training": entry.training, f"methods.{position}.search": entry.search}
+    for place, fields in places.items():
+        if RUNGS in fields:
+            problems.add(
+                f"{place}.{RUNGS}",
+                expected="one number for all trials",
+                found=repr(fields[RUNGS]),
+                fix=f"Write it under `training`, beside `methods`: training: {{{RUNGS}: 2}}.",
+            )
 
 
 def _check_grid(config: SweepConfig, problems: Problems) -> None:

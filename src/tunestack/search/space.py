@@ -150,7 +150,7 @@ class Space:
 
     def evaluations(self, training: Mapping[str, Any]) -> int:
         """How often a trial with these fields of training is evaluated."""
-        count: int = math.ceil(training["epochs"] * self.config.evaluations_per_epoch)
+        count: int = math.ceil(training["epochs"] * self.config.training.evaluations_per_epoch)
         return count
 
     @property
