@@ -195,7 +195,7 @@ class CompareConfig(Settings):
     metric: str = "f1"
     """What candidates are chosen by, on validation: f1 (macro beyond two classes), accuracy, mcc, ..."""
     slots: int | None = Field(default=None, ge=1)
-    """How many trials train together at most; default: 4 on a processor, else all."""
+    """How many trials train together at most; default: as many as memory holds and speed gains by."""
     measure_costs: bool = True
     """Measure what each candidate costs alone; without it, the verdict has no costs to choose by."""
     track: Trackers = []

@@ -9,17 +9,6 @@ from tunestack.results import SeedResult
 from tunestack.stack.loop import Notify, Outcome, Workload, train
 from tunestack.stack.slot import Trial
 
-SLOTS = {"cpu": 4}
-"""How many trials train together where the user does not say; elsewhere as many as there are.
-
-Four on a processor is what docs/benchmarks.md measured; memory grows with each slot.
-"""
-
-
-def default_slots(work: Workload) -> int | None:
-    """How many trials train together where the user does not say; None: as many as there are."""
-    return SLOTS.get(work.base.device.type)
-
 
 class LocalExecutor:
     """Runs a stack here and now."""
@@ -34,5 +23,4 @@ class LocalExecutor:
         notify: Notify,
     ) -> list[SeedResult]:
         """Train all trials; `finish` saves each as it ends, while its weights are there."""
-        width = slots or default_slots(work) or len(trials)
-        return [finish(outcome) for outcome in train(work, trials, width, notify, checkpoints)]
+        return [finish(outcome) for outcome in train(work, trials, slots, notify, checkpoints)]

@@ -187,7 +187,7 @@ class SweepConfig(Settings):
     seed: int = Field(default=0, ge=0)
     """The seed of the sampler and of the training of every trial."""
     slots: int | None = Field(default=None, ge=1)
-    """How many trials train together at most; default: 4 on a processor, else all."""
+    """How many trials train together at most; default: as many as memory holds and speed gains by."""
     confirm: int = Field(default=0, ge=0)
     """How many of the best trials are trained again, with several seeds."""
     seeds: Seeds = Field(default=[1, 2, 3, 4, 5])

@@ -15,7 +15,6 @@ from tunestack.comparison.run import PRUNED, collect, run_comparison, save_outco
 from tunestack.comparison.track import conclusion
 from tunestack.config import CompareConfig
 from tunestack.errors import UserError
-from tunestack.executors.local import default_slots
 from tunestack.files import write_text
 from tunestack.report.html import write_report
 from tunestack.report.leaderboard import write_leaderboard
@@ -206,8 +205,9 @@ class _Sweep:
         """Train until the study has no more trials."""
         splits = {name: split for name, split in self.plan.data.splits().items() if name != "test"}
         work = Workload(self.plan.base, self.plan.task, splits, self.plan.config.metric)
-        slots = self.plan.config.slots or default_slots(work) or self.plan.config.trials
-        outcomes = train(work, self.trials(), slots, self.told, self.folder.checkpoints, self.prune)
+        outcomes = train(
+            work, self.trials(), self.plan.config.slots, self.told, self.folder.checkpoints, self.prune
+        )
         for outcome in outcomes:
             self.finish(outcome)
 

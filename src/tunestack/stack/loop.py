@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,7 @@ from tunestack.methods.base import with_head
 from tunestack.methods.sites import Dropout, Host, SharedInputError, Span
 from tunestack.results import CurvePoint
 from tunestack.stack.lanes import Lanes
+from tunestack.stack.room import Room
 from tunestack.stack.slot import Slot, Trial
 from tunestack.tasks.classification import SequenceClassification
 
@@ -296,13 +298,14 @@ class Stack:
 def train(
     work: Workload,
     trials: Iterable[Trial],
-    slots: int,
+    slots: int | None,
     notify: Notify,
     checkpoints: Path | None = None,
     prune: Prune = lambda trial, point: False,
 ) -> Iterator[Outcome]:
     """Train trials on one base, at most `slots` at a time; a slot that gets free is filled at once.
 
+    slots: None for as many as memory holds and speed gains by.
     trials: asked for the next one when there is a slot for it, after every outcome so far was taken. Those
     that cannot share the base train at the end, one by one. checkpoints: a folder that holds the state of
     every unfinished trial after each of its evaluations, and after an interruption; trials found there go on
@@ -329,7 +332,7 @@ def _sharing(trials: Iterable[Trial], alone: list[Trial]) -> Iterator[Trial]:
 def _train_together(
     work: Workload,
     trials: Iterator[Trial],
-    slots: int,
+    slots: int | None,
     notify: Notify,
     checkpoints: Path | None,
     prune: Prune,
@@ -353,20 +356,23 @@ def _train_alone(
 def _train_stack(
     stack: Stack,
     queue: Iterator[Trial],
-    slots: int,
+    slots: int | None,
     notify: Notify,
     checkpoints: Path | None,
     prune: Prune,
 ) -> Iterator[Outcome]:
     active: list[Slot] = []
+    room = Room.on(stack.device, slots, stack.lanes.count)
     try:
         while True:
-            while len(active) < slots and (trial := next(queue, None)) is not None:
+            while len(active) < room.slots and (trial := next(queue, None)) is not None:
                 active.append(_start(stack, trial, notify, checkpoints, prune))
             if not active:
                 return
             running = [slot for slot in active if not slot.finished]
+            started = time.perf_counter()
             stack.step(running, notify)
+            room.note(len(running), time.perf_counter() - started, stack.width)
             for slot in running:
                 notify(_event("step", slot))
             due = [slot for slot in running if slot.failure is None and slot.evaluation_due]

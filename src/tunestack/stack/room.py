@@ -1,0 +1,75 @@
+"""How many slots a stack has, where the user does not say: as many as memory holds and speed gains by."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+
+import psutil
+import torch
+
+FIRST = 2
+"""Slots to begin with, or one a lane where there are more lanes."""
+STEPS = 16
+"""Full steps to look at before the next decision; batches of all lengths are among them."""
+GAIN = 0.05
+"""By how much of its time twice as many slots must make a slot's step faster."""
+SPARE = 1.5
+"""How many times as much memory must be free as the slots so far have taken, to have twice as many."""
+
+
+class Room:
+    """The number of slots: what the user says, or one that is doubled as long as that pays.
+
+    slots: at present. Doubling ends where a slot's step gets less than `GAIN` faster (and is undone where it
+    gets slower), where memory would not hold what the slots so far took once more, or did not hold them.
+
+    used, free: bytes that this process has taken on the device, and that are free there.
+    """
+
+    def __init__(
+        self, slots: int | None, lanes: int, used: Callable[[], int], free: Callable[[], int]
+    ) -> None:
+        self.slots = slots or max(FIRST, lanes)
+        self._decided = slots is not None
+        self._used, self._free = used, free
+        self._empty = used()
+        self._seconds: list[float] = []
+        self._before: float | None = None
+
+    @classmethod
+    def on(cls, device: torch.device, slots: int | None, lanes: int) -> Room:
+        """With the memory of a device."""
+        if device.type == "cuda":
+            return cls(
+                slots,
+                lanes,
+                lambda: torch.cuda.max_memory_allocated(device),
+                lambda: torch.cuda.mem_get_info(device)[0],
+            )
+        process = psutil.Process()
+        return cls(slots, lanes, lambda: process.memory_info().rss, lambda: psutil.virtual_memory().available)
+
+    def note(self, running: int, seconds: float, width: int | None) -> None:
+        """Learn from a step. running: how many slots took part; width: how many a forward holds, or None."""
+        if self._decided or running < self.slots:
+            return
+        if width is not None:
+            self._decided = True
+            return
+        self._seconds.append(seconds / running)
+        if len(self._seconds) == STEPS:
+            self._decide(statistics.median(self._seconds))
+            self._seconds = []
+
+    def _decide(self, seconds: float) -> None:
+        """Double, stay or go back. seconds: of a slot's step with the present number."""
+        before, self._before = self._before, seconds
+        if before is not None and seconds > before * (1 - GAIN):
+            self._decided = True
+            if seconds > before:
+                self.slots //= 2
+        elif self._free() < SPARE * (self._used() - self._empty):
+            self._decided = True
+        else:
+            self.slots *= 2

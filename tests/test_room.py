@@ -1,0 +1,76 @@
+"""How many slots there are, with made-up speeds and memory: what is decided, not what is measured."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tunestack.stack.room import STEPS, Room
+
+GIB = 2**30
+
+
+def widths(speed: dict[int, float], lanes: int = 1, each: int = 0, free: int = 100 * GIB) -> list[int]:
+    """The numbers of slots that follow each other. speed: seconds of a slot's step by the number of slots.
+
+    each: bytes that a slot takes of those that are free.
+    """
+    taken = 0
+    room = Room(None, lanes, lambda: taken, lambda: free - taken)
+    found = [room.slots]
+    for _ in range(10 * STEPS):
+        taken = room.slots * each
+        room.note(room.slots, room.slots * speed[room.slots], width=None)
+        if room.slots != found[-1]:
+            found.append(room.slots)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("speed", "expected"),
+    [
+        ({2: 1.0, 4: 0.8, 8: 0.7, 16: 0.68}, [2, 4, 8, 16]),  # no longer worth it, but no loss
+        ({2: 1.0, 4: 0.8, 8: 0.81}, [2, 4, 8, 4]),  # undone
+        ({2: 1.0, 4: 1.2}, [2, 4, 2]),
+    ],
+)
+def test_slots_are_doubled_as_long_as_that_pays(speed: dict[int, float], expected: list[int]) -> None:
+    assert widths(speed) == expected
+
+
+def test_memory_ends_it_before_it_is_full() -> None:
+    ever_faster = {count: 1 / count for count in (2, 4, 8, 16, 32)}
+    assert widths(ever_faster, each=GIB, free=12 * GIB) == [2, 4, 8]  # 4 taken, 8 free: 6 would do
+    assert widths(ever_faster, each=GIB, free=9 * GIB) == [2, 4]  # 4 taken, 5 free
+    assert widths(ever_faster, each=GIB, free=4 * GIB) == [2]  # 2 taken, 2 free
+
+
+def test_it_begins_with_a_slot_a_lane() -> None:
+    assert Room(None, 4, lambda: 0, lambda: GIB).slots == 4
+
+
+def test_what_the_user_says_stays() -> None:
+    room = Room(3, 1, lambda: 0, lambda: GIB)
+    for _ in range(3 * STEPS):
+        room.note(3, 1.0, width=None)
+    assert room.slots == 3
+
+
+def test_a_stack_that_is_not_full_tells_nothing() -> None:
+    room = Room(None, 1, lambda: 0, lambda: GIB)
+    for _ in range(3 * STEPS):
+        room.note(1, 1.0, width=None)
+    assert room.slots == 2
+
+
+def test_where_a_forward_holds_no_more_there_are_no_more() -> None:
+    room = Room(None, 1, lambda: 0, lambda: GIB)
+    for _ in range(3 * STEPS):
+        room.note(2, 1.0, width=1)
+    assert room.slots == 2
+
+
+def test_the_memory_of_this_machine_is_known() -> None:
+    room = Room.on(torch.device("cpu"), None, 2)
+    assert room._free() > 2**20
+    assert room._used() > 2**20
