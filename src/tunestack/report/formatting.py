@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
 from markupsafe import Markup, escape
 
@@ -142,6 +144,35 @@ def count(number: int, noun: str, plural: str | None = None) -> str:
     ('1 candidate', '1,523 rows')
     """
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def parameter(value: Any) -> str:
+    """A hyper-parameter's value, floats to three digits.
+
+    >>> parameter(0.00029889), parameter(0.05), parameter(8), parameter(True), parameter(["query", "value"])
+    ('2.99e-4', '0.05', '8', 'true', 'query, value')
+    """
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        if 0 < abs(value) < 0.01 or abs(value) >= 1e6:
+            digits, _, power = f"{value:.2e}".partition("e")
+            return f"{digits.rstrip('0').removesuffix('.')}e{int(power)}" if power else digits
+        return f"{value:.3g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(parameter, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {parameter(inner)}" for key, inner in value.items())
+    return str(value)
+
+
+def parameters(values: Mapping[str, Any]) -> str:
+    """Hyper-parameters on one line.
+
+    >>> parameters({"r": 8, "learning_rate": 3e-4})
+    'r=8, learning_rate=3e-4'
+    """
+    return ", ".join(f"{name}={parameter(value)}" for name, value in values.items())
 
 
 def moment(created: str) -> str:

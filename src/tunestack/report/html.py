@@ -19,9 +19,11 @@ from tunestack.files import write_text
 from tunestack.report import formatting
 from tunestack.report.leaderboard import verdict_sentence
 from tunestack.report.plots import curve_views, forest, scatters
+from tunestack.report.search import sweep_view
 from tunestack.report.standings import (
     STANDING_WORDS,
     Entry,
+    cost_columns,
     entry_named,
     has_test,
     level,
@@ -35,6 +37,8 @@ MATRIX_CLASSES = 12
 MOST_CONFUSIONS = 12
 MOST_HARD_EXAMPLES = 300
 LONGEST_TEXT = 1200
+MOST_DETAILED = 10
+"""Of a sweep, so many of the best trials have their errors and details on the page."""
 
 
 def write_report(results: Results, folder: Path) -> Path:
@@ -60,6 +64,7 @@ def render_html(results: Results, folder: Path) -> str:
     here = Path(__file__).parent
     script = (here / "report.js").read_text(encoding="utf-8")
     entries = standings(results)
+    detailed = entries[:MOST_DETAILED] if results.search else entries
     shipped = entry_named(entries, results.verdict.ship if results.verdict else None)
     return environment.get_template("template.html.j2").render(
         fmt=formatting,
@@ -76,13 +81,16 @@ def render_html(results: Results, folder: Path) -> str:
         level=level(entries),
         sides=side_metrics(results)[:1],
         has_test=has_test(results),
+        sweep=sweep_view(results),
+        cost_columns=cost_columns(results),
         forest=forest(entries),
         scatters=scatters(entries),
         curve_views=curve_views(results, entries),
+        detailed=detailed,
         still_rising=_still_rising(entries),
         one_epoch=all(len(seed.curves) < 2 for entry in entries for seed in entry.candidate.seeds),
         matrix_classes=MATRIX_CLASSES,
-        confusions=_confusions(results, entries),
+        confusions=_confusions(results, detailed),
         hard=_hard_examples(results, shipped, folder),
         hard_total=len(results.hard_examples),
         command=_predict_command(shipped, results.metric),

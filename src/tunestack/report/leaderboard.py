@@ -13,14 +13,25 @@ from rich.text import Text
 
 from tunestack.files import write_text
 from tunestack.report import formatting
-from tunestack.report.standings import Entry, has_test, level, side_metrics, standings
-from tunestack.results import Results
+from tunestack.report.standings import Entry, cost_columns, has_test, level, side_metrics, standings
+from tunestack.report.trials import TrialRow, caution, state_counts, trial_rows
+from tunestack.results import Results, SearchSummary
 
 _MARKDOWN_SPECIAL = str.maketrans(
     {char: f"\\{char}" for char in "\\|*_`[]~"}
     | {"<": "&lt;", ">": "&gt;", "&": "&amp;", "\n": " ", "\r": " "}
 )
-_COLOURS = {"ship": "bold green", "best": "bold blue", "tied": "blue", "failed": "red"}
+_COLOURS = {
+    "ship": "bold green",
+    "best": "bold blue",
+    "tied": "blue",
+    "failed": "red",
+    "pruned": "dim",
+    "running": "dim",
+}
+_TERMINAL_COSTS = ("Training", "Memory", "On disk")
+TERMINAL_TRIALS = 10
+"""So many trials of a sweep the terminal shows."""
 
 
 def write_leaderboard(results: Results, path: Path) -> None:
@@ -30,7 +41,9 @@ def write_leaderboard(results: Results, path: Path) -> None:
 
 
 def markdown_table(results: Results) -> str:
-    """The leaderboard alone, with its notes; empty where there is no candidate."""
+    """The leaderboard alone, with its notes; empty where there is no candidate, in a sweep no trial."""
+    if results.search:
+        return "\n\n".join(_markdown_trials(results, results.search))
     return "\n\n".join(_markdown_table(results, standings(results)))
 
 
@@ -62,11 +75,11 @@ def _markdown_table(results: Results, entries: list[Entry]) -> list[str]:
     heads = ["#", "candidate", "base", f"{metric}, validation", "difference to the best"]
     heads += [formatting.metric_name(side) for side in sides]
     heads += [f"{metric}, test"] * test
-    heads += ["training", "peak memory", "on disk", "texts / s", "trainable"]
-    left = {1, 2}
-    lines = [heads, ["---" if column in left else "--:" for column in range(len(heads))]]
+    costs = cost_columns(results)
+    heads += [column.title for column in costs]
+    lines = [heads, _rule(heads, left=("candidate", "base"))]
     for entry in entries:
-        candidate, costs = entry.candidate, entry.candidate.costs
+        candidate = entry.candidate
         cells = [str(entry.rank or formatting.MISSING), entry.name, candidate.base or formatting.MISSING]
         cells += [_score_cell(entry), _difference_cell(entry)]
         cells += [
@@ -74,28 +87,55 @@ def _markdown_table(results: Results, entries: list[Entry]) -> list[str]:
             for side in sides
         ]
         cells += [_test_cell(entry)] * test
-        cells += [
-            formatting.duration(costs.train_seconds),
-            formatting.size(costs.peak_memory_bytes),
-            formatting.size(costs.adapter_bytes),
-            formatting.rate(costs.inference_examples_per_second).removesuffix(" / s"),
-            formatting.quantity(costs.trainable_parameters),
-        ]
+        cells += [column.text(column.value(candidate.costs)) for column in costs]
         lines.append([escaped(cell) for cell in cells])
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     note = (
         f"Scores: mean ± standard deviation over seeds, [{level(entries)} interval]. Differences: candidate "
-        "minus best, paired on the same validation examples, p corrected for their number (Holm). "
-        "Costs: one run of that candidate alone."
+        "minus best, paired on the same validation examples, p corrected for their number (Holm)."
     )
-    return [table, escaped(note), *_failure_notes(entries)]
+    if costs:
+        note += " Costs: one run of that candidate alone; speed in texts classified."
+    failures = [f"{entry.name}, {failure}" for entry in entries for failure in entry.failures]
+    return [_table(lines), escaped(note), *_failure_notes(failures)]
 
 
-def _failure_notes(entries: list[Entry]) -> list[str]:
-    lines = [f"- {entry.name}, {failure}" for entry in entries for failure in entry.failures]
-    if not lines:
+def _markdown_trials(results: Results, search: SearchSummary) -> list[str]:
+    rows = trial_rows(results)
+    if not rows:
         return []
-    return ["Did not finish:", "\n".join(f"- {escaped(line[2:])}" for line in lines)]
+    metric = formatting.metric_name(results.metric)
+    heads = ["#", "trial", "method", "state", f"{metric}, validation", "epochs", "parameters"]
+    lines = [heads, _rule(heads, left=("trial", "method", "state", "parameters"))]
+    for row in rows:
+        cells = [
+            str(row.rank or formatting.MISSING),
+            row.name,
+            row.method,
+            row.trial.state,
+            formatting.score(row.value),
+            formatting.MISSING if row.epochs is None else f"{row.epochs:g}",
+            formatting.parameters(row.settings),
+        ]
+        lines.append([escaped(cell) for cell in cells])
+    note = f"{state_counts(search)}. Of a trial that was stopped, the last value that it had. {caution(search)}"
+    confirmed = f"The best were trained again with several seeds: {search.confirmed}/leaderboard.md."
+    failures = [f"{row.name}: {row.trial.failure}" for row in rows if row.trial.failure]
+    notes = [escaped(note.strip()), *([escaped(confirmed)] if search.confirmed else [])]
+    return [_table(lines), *notes, *_failure_notes(failures)]
+
+
+def _rule(heads: list[str], left: tuple[str, ...]) -> list[str]:
+    return ["---" if head in left else "--:" for head in heads]
+
+
+def _table(lines: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _failure_notes(failures: list[str]) -> list[str]:
+    if not failures:
+        return []
+    return ["Did not finish:", "\n".join(f"- {escaped(failure)}" for failure in failures)]
 
 
 def _score_cell(entry: Entry) -> str:
@@ -124,10 +164,7 @@ def _difference_cell(entry: Entry) -> str:
 
 def render_terminal(results: Results) -> RenderableType:
     """The leaderboard and the verdict for a terminal of 80 columns and more: print it with rich."""
-    entries = standings(results)
-    parts: list[RenderableType] = [_TerminalTable(results, entries)] if entries else []
-    for entry in entries:
-        parts += [Text(f"{entry.name}, {failure}", style="red") for failure in entry.failures]
+    parts = _terminal_trials(results, results.search) if results.search else _terminal_candidates(results)
     parts += [Text(f"Note: {warning}", style="yellow") for warning in results.data.warnings]
     title = (
         Text(f"Ship {results.verdict.ship}", style="bold green")
@@ -139,6 +176,44 @@ def render_terminal(results: Results) -> RenderableType:
     return Group(*parts)
 
 
+def _terminal_candidates(results: Results) -> list[RenderableType]:
+    entries = standings(results)
+    parts: list[RenderableType] = [_TerminalTable(results, entries)] if entries else []
+    for entry in entries:
+        parts += [Text(f"{entry.name}, {failure}", style="red") for failure in entry.failures]
+    return parts
+
+
+def _terminal_trials(results: Results, search: SearchSummary) -> list[RenderableType]:
+    rows = trial_rows(results)
+    if not rows:
+        return []
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table.add_column("trial", overflow="fold", min_width=8)
+    table.add_column("state", no_wrap=True)
+    table.add_column("parameters", overflow="fold")
+    table.add_column(formatting.metric_name(results.metric), justify="right", no_wrap=True)
+    several = len({row.method for row in rows}) > 1
+    for row in rows[:TERMINAL_TRIALS]:
+        table.add_row(*_trial_cells(row, several))
+    more = len(rows) - TERMINAL_TRIALS
+    hint = f"{state_counts(search)}" + (f"; {more} more in leaderboard.md" if more > 0 else "")
+    failures = [f"{row.name}: {row.trial.failure}" for row in rows if row.trial.failure]
+    return [table, Text(hint, style="dim"), *(Text(failure, style="red") for failure in failures)]
+
+
+def _trial_cells(row: TrialRow, several: bool) -> list[Text]:
+    """several: whether the sweep has more than one method."""
+    settings = formatting.parameters(row.settings)
+    style = _COLOURS.get(row.standing, "")
+    return [
+        Text(row.name, style=style),
+        Text(row.trial.state, style=style),
+        Text(f"{row.method}: {settings}" if several else settings),
+        Text(formatting.score(row.value), style=style),
+    ]
+
+
 class _TerminalTable:
     """The table itself; columns move together where the terminal is narrow, so that none is cut off."""
 
@@ -146,22 +221,24 @@ class _TerminalTable:
         self.metric = formatting.metric_name(results.metric)
         self.test = has_test(results)
         self.entries = entries
+        # Speed and parameters would not fit a terminal.
+        self.costs = [column for column in cost_columns(results) if column.short in _TERMINAL_COSTS]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         gap = 1 if options.max_width >= 110 else 0
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, gap), header_style="bold")
         table.add_column("candidate", overflow="fold", min_width=10)
         heads = [self.metric, level(self.entries), "to best", *["test"] * self.test]
-        for head in [*heads, "training", "memory", "on disk"]:
+        for head in [*heads, *(column.short.lower() for column in self.costs)]:
             table.add_column(head, justify="right", no_wrap=True)
         for entry in self.entries:
-            table.add_row(*_terminal_cells(entry, self.test))
+            costs = [column.text(column.value(entry.candidate.costs)) for column in self.costs]
+            table.add_row(*_terminal_cells(entry, self.test), *map(Text, costs))
         yield table
 
 
 def _terminal_cells(entry: Entry, test: bool) -> list[Text]:
     name = Text(entry.name, style=_COLOURS.get(entry.standing, ""))
-    costs = entry.candidate.costs
     if entry.score is None:
         scores = ["failed", "", ""]
     else:
@@ -172,9 +249,4 @@ def _terminal_cells(entry: Entry, test: bool) -> list[Text]:
         span = f"{formatting.score(bounds.low)}–{formatting.score(bounds.high)}"
         scores = [formatting.score(entry.score.mean), span, difference]
     scores += [formatting.score(entry.test.mean if entry.test else None)] * test
-    scores += [
-        formatting.duration(costs.train_seconds),
-        formatting.size(costs.peak_memory_bytes),
-        formatting.size(costs.adapter_bytes),
-    ]
     return [name, *(Text(cell) for cell in scores)]

@@ -208,7 +208,12 @@ class Line:
     @property
     def path(self) -> str:
         """The points as SVG writes them."""
-        return " ".join(f"{x:g},{y:g}" for x, y in self.points)
+        return path(self.points)
+
+
+def path(points: Sequence[tuple[float, float]]) -> str:
+    """The points as SVG's polylines write them."""
+    return " ".join(f"{x:g},{y:g}" for x, y in points)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,10 @@
       if (x === "" || y === "") return (x === "") - (y === "");
       return sign * (text ? x.localeCompare(y, "en", { numeric: true }) : x - y);
     };
-    body.append(...[...body.rows].sort(compare));
+    const shown = [...body.rows].filter((row) => !row.hidden).length;
+    const ordered = [...body.rows].sort(compare);
+    ordered.forEach((row, place) => { row.hidden = place >= shown; });
+    body.append(...ordered);
   };
   for (const head of heads.filter((one) => one.dataset.sort)) {
     const label = head.textContent.trim();
@@ -61,7 +64,7 @@
   // Long lists: the rest is shown on request.
   for (const button of all("button.more")) {
     button.addEventListener("click", () => {
-      const extras = all("[data-extra]", button.previousElementSibling);
+      const extras = all("[data-extra][hidden]", button.previousElementSibling);
       extras.forEach((extra) => { extra.hidden = false; });
       button.remove();
       extras[0].setAttribute("tabindex", "-1");
@@ -100,7 +103,7 @@
   placeLabels();
   addEventListener("resize", placeLabels);
 
-  // One tooltip for whatever has data-tip; a candidate lights up wherever it appears.
+  // One tooltip for whatever has data-tip (a trial's mark: what its row says); a candidate lights up wherever it appears.
   const tip = document.getElementById("tip");
   const hide = () => { tip.hidden = true; };
   const light = (target, on) => {
@@ -108,7 +111,8 @@
     if (key !== undefined) all(`[data-c="${key}"]`).forEach((one) => one.classList.toggle("hot", on));
   };
   const show = (target) => {
-    const [first, ...rest] = target.dataset.tip.split("\n");
+    const text = target.dataset.tip || document.querySelector(`tr[data-c="${target.dataset.c}"]`).dataset.about;
+    const [first, ...rest] = text.split("\n");
     const strong = document.createElement("strong");
     strong.textContent = first;
     tip.replaceChildren(strong, ...rest.map((line) => { const div = document.createElement("div"); div.textContent = line; return div; }));

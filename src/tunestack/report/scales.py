@@ -49,12 +49,17 @@ class Linear:
 
     def at(self, value: float) -> float:
         """The value's place in percent; values beyond an end lie at that end."""
-        share = (value - self.low) / (self.high - self.low)
-        return round(100 * min(max(share, 0.0), 1.0), 2)
+        return min(max(self.beyond(value), 0.0), 100.0)
 
-    def ticks(self, about: int = 4) -> list[Tick]:
-        """Some `about` ticks at multiples of 1, 2 or 5 times a power of ten."""
+    def beyond(self, value: float) -> float:
+        """The value's place in percent, also where it lies outside: for lines that are cut off there."""
+        return round(100 * (value - self.low) / (self.high - self.low), 2)
+
+    def ticks(self, about: int = 4, *, whole: bool = False) -> list[Tick]:
+        """Some `about` ticks at multiples of 1, 2 or 5 times a power of ten; `whole`: at whole numbers."""
         step = _round_step((self.high - self.low) / about)
+        if whole:
+            step = max(step, 1.0)
         decimals = max(0, -math.floor(math.log10(step) + 1e-9))
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         values = [multiple * step for multiple in range(first, last + 1)]
@@ -95,19 +100,49 @@ class Log:
         return zero + [Tick(self.at(value), text(value)) for value in inside]
 
 
-def focused(means: Sequence[float], bounds: Sequence[tuple[float, float]]) -> Linear:
+@dataclass(frozen=True)
+class Steps:
+    """An axis of a few named values, evenly spaced in their order."""
+
+    names: tuple[str, ...]
+
+    def at(self, name: str) -> float:
+        """The value's place in percent."""
+        return round(100 * (self.names.index(name) + 0.5) / len(self.names), 2)
+
+    def ticks(self, at_most: int = 12) -> list[Tick]:
+        """A tick for each value; of very many, for every so many-th."""
+        every = math.ceil(len(self.names) / at_most)
+        return [Tick(self.at(name), name) for name in self.names[::every]]
+
+
+def clock_ticks(span: float, text: Callable[[float], str], at_most: int = 7) -> list[Tick]:
+    """Ticks for `span` seconds from 0, as clocks round them; places in percent of the span."""
+    last = span * 1.000001
+    step = next((step for step in sorted(_ROUND_SECONDS) if last / step < at_most), last)
+    return [Tick(round(100 * n * step / span, 2), text(n * step)) for n in range(int(last / step) + 1)]
+
+
+def focused(
+    means: Sequence[float], bounds: Sequence[tuple[float, float]], *, at_least: int = 2
+) -> Linear:
     """An axis for scores with their intervals that keeps close candidates apart.
 
     Where one gap splits the scores so that more than half of the whole range is empty, and at least two
+<<<<<<< HEAD
     lie above it, the axis shows only those above: a majority baseline at 0 would otherwise flatten all
     others into one point. Not so where an interval reaches across: nothing is cut. Whoever draws must mark
     those that fall off the low end.
+=======
+    (`at_least`) lie above it, the axis shows only those above: a majority baseline at 0 would otherwise
+    flatten all others into one point. Whoever draws must mark those that fall off the low end.
+>>>>>>> plots
     """
     ordered = sorted(means, reverse=True)
     gaps = [(high - low, position) for position, (high, low) in enumerate(pairwise(ordered), 1)]
     widest, above = max(gaps, default=(0.0, 0))
     threshold = -math.inf
-    if above >= 2 and widest > (ordered[0] - ordered[-1]) / 2:
+    if above >= at_least and widest > (ordered[0] - ordered[-1]) / 2:
         threshold = ordered[above - 1]
     shown = Linear.around([value for mean, pair in zip(means, bounds) if mean >= threshold for value in pair])
     if any(high >= shown.low for mean, (_, high) in zip(means, bounds) if mean < threshold):

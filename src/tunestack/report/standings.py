@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from tunestack.results import Candidate, Interval, Results, Summary
+from tunestack.report import formatting
+from tunestack.results import Candidate, Costs, Interval, Results, Summary
 
 Standing = Literal["ship", "best", "tied", "behind", "unjudged", "failed"]
 """ship: the verdict's choice; best: highest, but not the choice; tied: not distinguishable from the best;
@@ -21,6 +23,27 @@ STANDING_WORDS: dict[Standing, str] = {
 }
 
 _SIDE_METRICS = ("f1", "f1_macro", "accuracy", "mcc", "roc_auc")
+
+
+@dataclass(frozen=True)
+class CostColumn:
+    """A cost as tables show it. title, short: its heading, in sentences and where space is short; lower:
+    whether less is better."""
+
+    title: str
+    short: str
+    lower: bool
+    value: Callable[[Costs], float | None]
+    text: Callable[[float | None], str]
+
+
+COST_COLUMNS = (
+    CostColumn("training", "Training", True, lambda c: c.train_seconds, formatting.duration),
+    CostColumn("peak memory", "Memory", True, lambda c: c.peak_memory_bytes, formatting.size),
+    CostColumn("on disk", "On disk", True, lambda c: c.adapter_bytes, formatting.size),
+    CostColumn("speed", "Speed", False, lambda c: c.inference_examples_per_second, formatting.rate),
+    CostColumn("trainable", "Trainable", True, lambda c: c.trainable_parameters, formatting.quantity),
+)
 
 
 @dataclass(frozen=True)
@@ -103,6 +126,12 @@ def side_metrics(results: Results) -> list[str]:
     """Up to two well-known metrics beside the one that decides, of those that were computed."""
     known = {metric for candidate in results.candidates for metric in candidate.validation}
     return [metric for metric in _SIDE_METRICS if metric in known and metric != results.metric][:2]
+
+
+def cost_columns(results: Results) -> list[CostColumn]:
+    """The costs that were measured of at least one candidate."""
+    costs = [candidate.costs for candidate in results.candidates]
+    return [column for column in COST_COLUMNS if any(column.value(cost) is not None for cost in costs)]
 
 
 def has_test(results: Results) -> bool:

@@ -1,0 +1,124 @@
+"""When each slot of a sweep trained which trial: the geometry of that chart, in percent of its width."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from tunestack.report import formatting
+from tunestack.report.scales import Tick, clock_ticks
+from tunestack.report.trials import TrialRow
+
+LONG_PAUSE = 0.1
+"""A time when nothing ran is cut out where it is longer than this share of the time when something did."""
+
+Span = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A trial in its slot."""
+
+    row: TrialRow
+    left: float
+    width: float
+
+
+@dataclass(frozen=True)
+class SlotRow:
+    """One slot's bars, which do not overlap. again: of how many processes with that slot this is, from 0."""
+
+    slot: int
+    again: int
+    bars: list[Bar]
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Where a time when nothing ran was cut out, and how long it was."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Occupancy:
+    """Slots over time. busy: share of slots and time that trained something; pauses are left out of it."""
+
+    slots: list[SlotRow]
+    ticks: list[Tick]
+    pauses: list[Pause]
+    span: str
+    busy: float
+
+
+def occupancy(rows: Sequence[TrialRow]) -> Occupancy | None:
+    """A row for each slot, from the first start to the last end; None where no trial had a slot.
+
+    Slots of the same number in several processes have rows of their own.
+    """
+    timed = [(row, span) for row in rows if row.trial.slot is not None and (span := _span(row))]
+    timed.sort(key=lambda pair: pair[1])
+    if not timed:
+        return None
+    pauses = _pauses([span for _, span in timed])
+    start, end = timed[0][1][0], max(span[1] for _, span in timed)
+
+    def elapsed(moment: float) -> float:
+        cut = sum(min(max(moment - low, 0.0), high - low) for low, high in pauses)
+        return moment - start - cut
+
+    total = elapsed(end) or 1.0
+
+    def place(moment: float) -> float:
+        return round(100 * elapsed(moment) / total, 3)
+
+    slots = [
+        SlotRow(
+            slot,
+            again,
+            [Bar(row, place(began), round(place(ended) - place(began), 3)) for row, (began, ended) in taken],
+        )
+        for slot in sorted({row.trial.slot for row, _ in timed if row.trial.slot is not None})
+        for again, taken in enumerate(_apart([pair for pair in timed if pair[0].trial.slot == slot]))
+    ]
+    trained = sum(ended - began for _, (began, ended) in timed)
+    return Occupancy(
+        slots=slots,
+        ticks=clock_ticks(total, formatting.duration),
+        pauses=[Pause(place(low), formatting.duration(high - low)) for low, high in pauses],
+        span=formatting.duration(total),
+        busy=min(trained / (total * len(slots)), 1.0),
+    )
+
+
+def _span(row: TrialRow) -> Span | None:
+    began, ended = row.trial.began, row.trial.ended
+    return None if began is None or ended is None or ended < began else (began, ended)
+
+
+def _pauses(spans: Sequence[Span]) -> list[Span]:
+    """Long times when nothing ran: a stopped sweep may have been resumed the next day. `spans` by start."""
+    gaps = list(_gaps(spans))
+    ran = max(end for _, end in spans) - spans[0][0] - sum(high - low for low, high in gaps)
+    return [(low, high) for low, high in gaps if high - low > LONG_PAUSE * ran]
+
+
+def _gaps(spans: Sequence[Span]) -> Iterator[Span]:
+    reached = spans[0][1]
+    for began, ended in spans:
+        if began > reached:
+            yield reached, began
+        reached = max(reached, ended)
+
+
+def _apart(timed: Sequence[tuple[TrialRow, Span]]) -> list[list[tuple[TrialRow, Span]]]:
+    """The trials of one slot in rows where none overlaps another: one row for each process."""
+    lanes: list[list[tuple[TrialRow, Span]]] = []
+    for row, (began, ended) in timed:
+        free = next((lane for lane in lanes if lane[-1][1][1] <= began), None)
+        if free is None:
+            free = []
+            lanes.append(free)
+        free.append((row, (began, ended)))
+    return lanes

@@ -1,0 +1,127 @@
+"""What the page of a sweep shows, gathered from its results."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tunestack.report import formatting
+from tunestack.report.occupancy import Occupancy, occupancy
+from tunestack.report.search_plots import (
+    Curves,
+    History,
+    Parallel,
+    ScoreAxis,
+    Slice,
+    history,
+    parallel,
+    slices,
+    trial_curves,
+)
+from tunestack.report.trials import (
+    METHOD,
+    TrialRow,
+    caution,
+    importances,
+    parameter_names,
+    state_counts,
+    trial_rows,
+)
+from tunestack.results import Results, SearchSummary
+
+FIRST_ROWS = 10
+"""So many trials the table shows before the reader asks for all."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A parameter's column in the table of trials; numeric: whether it sorts as numbers."""
+
+    name: str
+    numeric: bool
+
+
+@dataclass(frozen=True)
+class SweepView:
+    """All that the sweep's part of the page says and draws.
+
+    states: how many trials of each state. near: how many complete ones cannot be told apart from the best.
+    off: how many marks lie below the axis. progress, saved: findings, in words.
+    """
+
+    rows: list[TrialRow]
+    first_rows: int
+    columns: list[Column]
+    states: Mapping[str, int]
+    counts: str
+    near: int
+    caution: str
+    progress: str
+    saved: str
+    off: int
+    history: History | None
+    importances: list[tuple[str, float]]
+    parallel: Parallel | None
+    slices: list[Slice]
+    curves: Curves | None
+    occupancy: Occupancy | None
+
+
+def sweep_view(results: Results) -> SweepView | None:
+    """The sweep's part of the page; None for a comparison."""
+    search = results.search
+    if search is None:
+        return None
+    rows = trial_rows(results)
+    names = parameter_names(search)
+    axis = ScoreAxis.of(rows)
+    metric = formatting.metric_name(results.metric)
+    drawn = history(rows, axis) if axis else None
+    return SweepView(
+        rows=rows,
+        first_rows=FIRST_ROWS,
+        columns=[Column(name, _numeric(rows, name)) for name in names if name != METHOD],
+        states=Counter(trial.state for trial in search.trials),
+        counts=state_counts(search),
+        near=sum(c.comparison is not None and not c.comparison.significant for c in results.candidates),
+        caution=caution(search),
+        progress=_progress(rows, metric),
+        saved=_saved(search),
+        off=sum(mark.shape == "off" for mark in drawn.marks) if drawn else 0,
+        history=drawn,
+        importances=importances(search),
+        parallel=parallel(rows, names, metric, axis) if axis else None,
+        slices=slices(rows, names, axis) if axis else [],
+        curves=trial_curves(rows, results.metric),
+        occupancy=occupancy(rows),
+    )
+
+
+def _numeric(rows: Sequence[TrialRow], name: str) -> bool:
+    values = [row.settings[name] for row in rows if name in row.settings]
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+
+
+def _progress(rows: Sequence[TrialRow], metric: str) -> str:
+    """When the best value came, and how many trials since did not improve on it."""
+    best = next((row for row in rows if row.rank == 1), None)
+    if best is None:
+        return "No trial is complete."
+    since = sum(row.complete and row.trial.number > best.trial.number for row in rows)
+    found = f"The highest {metric}, {formatting.score(best.value)}, came with {best.name}"
+    return f"{found}; {formatting.count(since, 'complete trial')} since then did not beat it."
+
+
+def _saved(search: SearchSummary) -> str:
+    """How much training pruning saved, as far as the longest trial tells."""
+    epochs = [trial.curve[-1].epoch for trial in search.trials if trial.curve]
+    pruned = [trial.curve[-1].epoch for trial in search.trials if trial.state == "pruned" and trial.curve]
+    if not pruned:
+        return "No trial was pruned."
+    average = sum(pruned) / len(pruned)
+    stopped = formatting.count(len(pruned), "trial")
+    return (
+        f"{stopped} {'was' if len(pruned) == 1 else 'were'} pruned, after {average:.2g} epochs on average; the "
+        f"longest trained for {max(epochs):g}."
+    )
