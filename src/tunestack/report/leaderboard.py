@@ -117,7 +117,9 @@ def _markdown_trials(results: Results, search: SearchSummary) -> list[str]:
             formatting.parameters(row.settings),
         ]
         lines.append([escaped(cell) for cell in cells])
-    note = f"{state_counts(search)}. Of a trial that was stopped, the last value that it had. {caution(search)}"
+    note = (
+        f"{state_counts(search)}. Of a trial that was stopped, the last value that it had. {caution(search)}"
+    )
     confirmed = f"The best were trained again with several seeds: {search.confirmed}/leaderboard.md."
     failures = [f"{row.name}: {row.trial.failure}" for row in rows if row.trial.failure]
     notes = [escaped(note.strip()), *([escaped(confirmed)] if search.confirmed else [])]

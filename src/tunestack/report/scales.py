@@ -123,20 +123,13 @@ def clock_ticks(span: float, text: Callable[[float], str], at_most: int = 7) -> 
     return [Tick(round(100 * n * step / span, 2), text(n * step)) for n in range(int(last / step) + 1)]
 
 
-def focused(
-    means: Sequence[float], bounds: Sequence[tuple[float, float]], *, at_least: int = 2
-) -> Linear:
+def focused(means: Sequence[float], bounds: Sequence[tuple[float, float]], *, at_least: int = 2) -> Linear:
     """An axis for scores with their intervals that keeps close candidates apart.
 
     Where one gap splits the scores so that more than half of the whole range is empty, and at least two
-<<<<<<< HEAD
-    lie above it, the axis shows only those above: a majority baseline at 0 would otherwise flatten all
-    others into one point. Not so where an interval reaches across: nothing is cut. Whoever draws must mark
-    those that fall off the low end.
-=======
     (`at_least`) lie above it, the axis shows only those above: a majority baseline at 0 would otherwise
-    flatten all others into one point. Whoever draws must mark those that fall off the low end.
->>>>>>> plots
+    flatten all others into one point. Not so where an interval reaches across: nothing is cut. Whoever draws
+    must mark those that fall off the low end.
     """
     ordered = sorted(means, reverse=True)
     gaps = [(high - low, position) for position, (high, low) in enumerate(pairwise(ordered), 1)]

@@ -194,9 +194,7 @@ class Parallel:
     lane: float = 100 - LANE / 3
 
 
-def parallel(
-    rows: Sequence[TrialRow], names: Sequence[str], metric: str, axis: ScoreAxis
-) -> Parallel | None:
+def parallel(rows: Sequence[TrialRow], names: Sequence[str], metric: str, axis: ScoreAxis) -> Parallel | None:
     """A line for each complete trial, the best drawn last; None without a complete trial or a parameter."""
     drawn = [(row, row.value) for row in reversed(rows) if row.complete and row.value is not None]
     found = {name: _values([row for row, _ in drawn], name) for name in names}
