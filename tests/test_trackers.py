@@ -388,11 +388,19 @@ def test_a_tracker_that_hangs_holds_up_nothing_but_the_end_and_that_not_for_long
 ) -> None:
     monkeypatch.setattr(tracking, "PATIENCE", 0.5)
     release = threading.Event()
-    recorder.at, recorder.act = "start", release.wait
+
+    def hang_then_fail() -> None:
+        release.wait()
+        broken()
+
+    recorder.at, recorder.act = "start", hang_then_fail
     began = time.monotonic()
     follow(tmp_path)
     assert 0.4 < time.monotonic() - began < 30
     release.set()
+    for thread in threading.enumerate():
+        if thread.name == "tracker-recorder":
+            thread.join(10)
     assert [name for name, _ in recorder.calls] == ["start"]
     assert warnings_in(caplog) == [
         "Tracking with recorder stops here, training goes on: no answer within 0.5 seconds"
