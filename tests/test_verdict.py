@@ -77,12 +77,12 @@ def test_the_largest_difference_is_among_those_within_noise():
         [
             candidate("A", 0.80, speed=9, train=10, metric="mcc"),
             candidate("B", 0.79, 0.01, speed=9.5, train=5, metric="mcc"),
-            candidate("C", 0.77, 0.03, speed=9, train=50, metric="mcc"),
+            candidate("C", 0.785, 0.015, speed=9, train=50, metric="mcc"),
             candidate("D", 0.5, 0.3, True, speed=1000, metric="mcc"),
         ],
         "mcc",
     )
-    assert "B and C are within noise of the best, A (largest difference 0.030 MCC)" in found.sentence
+    assert "B and C are within noise of the best, A (largest difference 0.015 MCC)" in found.sentence
     assert found.ship == "B"
 
 
@@ -124,7 +124,7 @@ def test_the_cheapest_is_fast_first_quick_to_train_second():
 
 def test_failed_candidates_are_never_chosen_and_are_named():
     failed = candidate("broken", speed=1e9)
-    found = decide([failed, candidate("X", 0.8, speed=1), candidate("Y", 0.7, 0.1, speed=2)], "f1")
+    found = decide([failed, candidate("X", 0.8, speed=1), candidate("Y", 0.79, 0.01, speed=2)], "f1")
     assert found.ship == "Y"
     assert found.sentence.endswith("(broken did not finish).")
 
@@ -186,3 +186,19 @@ def test_many_names_are_cut():
     tied = [candidate(f"c{i}", 0.79, 0.01) for i in range(6)]
     sentence = decide([candidate("X", 0.8), *tied], "f1").sentence
     assert "c0, c1, c2 and 3 others are within noise of the best, X" in sentence
+
+
+def test_one_that_is_only_too_noisy_to_tell_is_not_shipped():
+    """However cheap: its mean is below all that the best itself may be."""
+    noisy = candidate("noisy", 0.344, 0.495, speed=900)
+    noisy.validation["f1"].interval = Interval(low=0.0, high=1.0)
+    found = decide([candidate("probe", 0.839, speed=100), noisy], "f1")
+    assert (found.best, found.ship, found.clear) == ("probe", "probe", False)
+    assert found.sentence == (
+        "No clear winner: noisy varies too much to be told from the best, probe: ship that."
+    )
+    found = decide(
+        [candidate("probe", 0.839, speed=100), candidate("near", 0.83, 0.009, speed=200), noisy], "f1"
+    )
+    assert found.ship == "near"
+    assert found.sentence.endswith("ship the cheapest, near; noisy too noisy to tell.")

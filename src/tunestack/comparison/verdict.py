@@ -2,7 +2,8 @@
 
 A candidate wins clearly if its mean validation metric is the highest and it beats every other one
 significantly, after correction. Otherwise the cheapest of those that are not significantly worse than the
-best is the one to ship (`cheapest` says what that means). Where that includes always answering the most
+best is the one to ship (`cheapest` says what that means); not one below all that the best itself may be,
+whose own seeds differ so much that nothing is significant. Where that includes always answering the most
 frequent class, no model is worth shipping, and the verdict says so.
 """
 
@@ -38,7 +39,9 @@ def decide(candidates: Sequence[Candidate], metric: str) -> Verdict | None:
     contenders = [best, *(c for c in others if not (c.comparison and c.comparison.significant))]
     clear = bool(others) and contenders == [best]
     majority = next((c for c in contenders if not c.reads_text), None)
-    ship = majority or cheapest(contenders)  # in order of the metric, so that it settles equal costs
+    lowest = best.validation[metric].interval.low
+    near = [c for c in contenders if c is best or c.validation[metric].mean >= lowest]
+    ship = majority or cheapest(near)  # in order of the metric, so that it settles equal costs
     if not others:
         sentence = _only(best, metric, planned=len(candidates))
     elif majority:
@@ -46,7 +49,7 @@ def decide(candidates: Sequence[Candidate], metric: str) -> Verdict | None:
     elif clear:
         sentence = _winner(best, others[0], metric)
     else:
-        sentence = _no_winner(best, contenders[1:], ship, metric)
+        sentence = _no_winner(best, near[1:], [c for c in contenders if c not in near], ship, metric)
     named = [*contenders, *others[:1]] if clear else contenders
     sentence += _remarks(named, [c for c in candidates if metric not in c.validation] if others else [])
     return Verdict(sentence=sentence + ".", best=best.name, ship=ship.name, clear=clear)
@@ -99,7 +102,13 @@ def _price(best: Candidate, runner_up: Candidate) -> str:
     return ""
 
 
-def _no_winner(best: Candidate, near: Sequence[Candidate], ship: Candidate, metric: str) -> str:
+def _no_winner(
+    best: Candidate, near: Sequence[Candidate], vague: Sequence[Candidate], ship: Candidate, metric: str
+) -> str:
+    """near: within noise of the best. vague: below it, but too noisy themselves to be significantly so."""
+    if not near:
+        vary = f"{_names(vague)} {'varies' if len(vague) == 1 else 'vary'} too much"
+        return f"No clear winner: {vary} to be told from the best, {best.name}: ship that"
     are = f"{_names(near)} {'is' if len(near) == 1 else 'are'}"
     largest = max((c.comparison.difference for c in near if c.comparison), default=0.0)
     measured = any(
@@ -109,6 +118,7 @@ def _no_winner(best: Candidate, near: Sequence[Candidate], ship: Candidate, metr
     return (
         f"No clear winner: {are} within noise of the best, {best.name} "
         f"(largest difference {largest:.3f} {METRICS[metric].title}): {choice}, {ship.name}"
+        + (f"; {_names(vague)} too noisy to tell" if vague else "")
     )
 
 
