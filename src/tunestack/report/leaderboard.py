@@ -31,7 +31,8 @@ _COLOURS = {
 }
 _TERMINAL_COSTS = ("Training", "Memory", "On disk")
 TERMINAL_TRIALS = 10
-"""So many trials of a sweep the terminal shows."""
+TERMINAL_FAILURES = 3
+"""So many trials of a sweep, and so many reasons why trials failed, the terminal shows."""
 
 
 def write_leaderboard(results: Results, path: Path) -> None:
@@ -56,6 +57,8 @@ def verdict_sentence(results: Results) -> str:
     """What to ship, for people; says so where nothing can be shipped."""
     if results.verdict:
         return results.verdict.sentence
+    if results.search:
+        return "No trial is complete."
     finished = any(results.metric in candidate.validation for candidate in results.candidates)
     return "The candidates were not compared." if finished else "No candidate finished."
 
@@ -117,7 +120,9 @@ def _markdown_trials(results: Results, search: SearchSummary) -> list[str]:
             formatting.parameters(row.settings),
         ]
         lines.append([escaped(cell) for cell in cells])
-    note = f"{state_counts(search)}. Of a trial that was stopped, the last value that it had. {caution(search)}"
+    note = (
+        f"{state_counts(search)}. Of a trial that was stopped, the last value that it had. {caution(search)}"
+    )
     confirmed = f"The best were trained again with several seeds: {search.confirmed}/leaderboard.md."
     failures = [f"{row.name}: {row.trial.failure}" for row in rows if row.trial.failure]
     notes = [escaped(note.strip()), *([escaped(confirmed)] if search.confirmed else [])]
@@ -198,7 +203,7 @@ def _terminal_trials(results: Results, search: SearchSummary) -> list[Renderable
         table.add_row(*_trial_cells(row, several))
     more = len(rows) - TERMINAL_TRIALS
     hint = f"{state_counts(search)}" + (f"; {more} more in leaderboard.md" if more > 0 else "")
-    failures = [f"{row.name}: {row.trial.failure}" for row in rows if row.trial.failure]
+    failures = [f"{row.name}: {row.trial.failure}" for row in rows if row.trial.failure][:TERMINAL_FAILURES]
     return [table, Text(hint, style="dim"), *(Text(failure, style="red") for failure in failures)]
 
 

@@ -123,9 +123,7 @@ def clock_ticks(span: float, text: Callable[[float], str], at_most: int = 7) -> 
     return [Tick(round(100 * n * step / span, 2), text(n * step)) for n in range(int(last / step) + 1)]
 
 
-def focused(
-    means: Sequence[float], bounds: Sequence[tuple[float, float]], *, at_least: int = 2
-) -> Linear:
+def focused(means: Sequence[float], bounds: Sequence[tuple[float, float]], *, at_least: int = 2) -> Linear:
     """An axis for scores with their intervals that keeps close candidates apart.
 
     Where one gap splits the scores so that more than half of the whole range is empty, and at least two
