@@ -24,7 +24,7 @@ EVERY = 0.5
 START = 1_795_282_884.5
 
 
-def sample_sweep(trials: int = 32, slots: int = 4, *, confirmed: bool = False, seed: int = 11) -> Results:
+def sample_sweep(trials: int = 32, slots: int = 4, *, confirmed: bool = False, seed: int = 9) -> Results:
     """A sweep over two methods: conditional parameters, trials pruned at their middle, two that failed."""
     generator = np.random.default_rng(seed)
     split = _Split(generator, 1523, ("not a disaster", "disaster"))
@@ -68,6 +68,14 @@ def sample_sweep(trials: int = 32, slots: int = 4, *, confirmed: bool = False, s
     return _results(found, candidates, confirmed)
 
 
+def with_trials(trials: list[SearchTrial], **update: object) -> Results:
+    """The sample with other trials; `update`: of the results themselves."""
+    results = sample_sweep()
+    return results.model_copy(
+        update={"search": results.search.model_copy(update={"trials": trials})} | update
+    )
+
+
 def _parameters(number: int, trials: int, generator: np.random.Generator) -> dict[str, Any]:
     """Drawn wide at first and close to the best later, as a sampler would."""
     width = 1.1 * (1 - 0.75 * number / trials)
@@ -108,9 +116,10 @@ def _trained(
 def _curve(value: float, learning_rate: float, generator: np.random.Generator) -> list[CurvePoint]:
     """Evaluations that rise to `value`: the faster, the higher the rate."""
     count = round(EPOCHS / EVERY)
-    speed = 0.35 + 0.12 * (math.log10(learning_rate) + 5)
-    values = [value * (1 - 0.35 * math.exp(-speed * n)) + generator.normal(0, 0.004) for n in range(count)]
-    values = [min(each, value) for each in values]
+    speed = 0.3 + 0.3 * (math.log10(learning_rate) + 5) * generator.uniform(0.6, 1)
+    drop = generator.uniform(0.1, 0.35)
+    values = [value * (1 - drop * math.exp(-speed * n)) + generator.normal(0, 0.008) for n in range(count)]
+    values = [min(max(each, 0.0), value) for each in values]
     values[-1] = value
     return [
         CurvePoint(
@@ -125,10 +134,10 @@ def _curve(value: float, learning_rate: float, generator: np.random.Generator) -
 
 
 def _stopped(curve: list[CurvePoint], before: list[SearchTrial]) -> int | None:
-    """At which evaluation a trial is below the median of those before it, from the second on; None: never."""
-    for n in range(1, len(curve) - 1):
+    """After how many evaluations, three or more, a trial was worse than most before it; None: never."""
+    for n in range(2, len(curve) - 1):
         others = [trial.curve[n].metrics["f1"] for trial in before if len(trial.curve) > n]
-        if len(others) >= 6 and curve[n].metrics["f1"] < np.median(others):
+        if len(others) >= 5 and curve[n].metrics["f1"] < np.quantile(others, 0.4):
             return n + 1
     return None
 
@@ -157,5 +166,13 @@ def _results(trials: list[SearchTrial], candidates: list[Candidate], confirmed: 
                 importances={"learning_rate": 0.81, "method": 0.12, "warmup_ratio": 0.07},
                 confirmed="confirmed" if confirmed else None,
             ),
+            "config": {
+                "search": {
+                    "learning_rate": {"min": 1e-5, "max": 0.03, "log": True},
+                    "warmup_ratio": {"min": 0.0, "max": 0.2},
+                },
+                "methods": [{"method": "lora", "search": {"r": [2, 4, 8, 16, 32]}}, {"method": "bottleneck"}],
+                "trials": len(trials),
+            },
         }
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,8 @@ def take_part(study: Study, note: Callable[[str, int], None] = lambda what, numb
             running.append((suggestion, step + 1))
 
 
-def main(folder: str, log: str, settings: str) -> None:
-    """Take part; every line of the log is one write."""
+def main(folder: str, log: str, settings: str, company: int) -> None:
+    """Take part once so many processes are there; every line of the log is one write."""
     file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
     def note(what: str, number: int) -> None:
@@ -81,5 +82,7 @@ def main(folder: str, log: str, settings: str) -> None:
 
     with Study.open(config(**json.loads(settings)), Path(folder)) as study:
         note("open", -1)
+        while Path(log).read_text().count(" open ") < company:
+            time.sleep(0.001)
         take_part(study, note)
     note("done", -1)

@@ -257,7 +257,23 @@ def test_the_terminal_shows_every_column_within_its_width(variant: Results, widt
     assert max(map(len, lines)) <= width
     if variant.candidates:
         head = next(line for line in lines if "candidate" in line)
-        assert head.split()[-3:] == ["memory", "on", "disk"]
+        measured = any(candidate.costs != Costs() for candidate in variant.candidates)
+        assert ("memory" in head) == measured
+        assert ("on disk" in head) == measured
+
+
+def test_costs_that_nobody_measured_have_no_columns(tmp_path: Path) -> None:
+    write_leaderboard(without_costs(), tmp_path / "leaderboard.md")
+    text = (tmp_path / "leaderboard.md").read_text(encoding="utf-8")
+    assert not {"training", "peak memory", "on disk", "speed", "trainable"} & set(markdown_rows(text)[0])
+    labels = [a.get("data-label") for _, a in page(without_costs(), tmp_path).elements]
+    assert not {"Training", "Memory", "On disk", "Speed", "Trainable"} & set(labels)
+    results = without_costs()
+    results.candidates[0].costs.train_seconds = 2.0  # of the majority baseline alone
+    write_leaderboard(results, tmp_path / "leaderboard.md")
+    heads, _, *rows = markdown_rows((tmp_path / "leaderboard.md").read_text(encoding="utf-8"))
+    assert heads[-1] == "training"
+    assert {row[1]: row[-1] for row in rows}["majority"] == "2 s"
 
 
 def test_the_terminal_takes_names_literally() -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from report_samples import many_recipes, sample_results
+from report_sweeps import sample_sweep
 from tunestack.report import write_report
 
 if TYPE_CHECKING:
@@ -69,6 +70,11 @@ def browser() -> Iterator[Browser]:
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     return write_report(sample_results(folder), folder)
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_report(sample_sweep(confirmed=True), tmp_path_factory.mktemp("sweep"))
 
 
 class Visit:
@@ -234,3 +240,83 @@ def test_text_has_enough_contrast_in_both_themes(browser: Browser, report: Path)
     for scheme in ("light", "dark"):
         with Visit(browser, report, scheme=scheme) as visit:
             assert visit.page.evaluate(POOR_CONTRAST) == []
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_sweep_fits_and_nothing_complains(browser: Browser, sweep: Path, width: int, scheme: str) -> None:
+    with Visit(browser, sweep, width, scheme) as visit:
+        while visit.page.locator("button.more").count():
+            visit.page.locator("button.more").first.click()
+        visit.page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+        assert visit.page.evaluate(OVERFLOW) <= 0
+        assert visit.page.evaluate(POOR_CONTRAST) == []
+        assert visit.complaints == []
+        assert visit.requests == [sweep.as_uri()]
+
+
+def test_trials_sort_and_the_table_stays_as_long_as_it_was(browser: Browser, sweep: Path) -> None:
+    shown = ".trials tbody tr:visible"
+    rates = "[...document.querySelectorAll('td[data-label=learning_rate]')].map(c => Number(c.dataset.value))"
+    ranks = "[...document.querySelectorAll('td[data-label=r]')].map(c => c.dataset.value)"
+    with Visit(browser, sweep) as visit:
+        page = visit.page
+        assert page.locator(shown).count() == 10
+        page.get_by_role("button", name="learning_rate").click()
+        assert page.evaluate(rates) == sorted(page.evaluate(rates))
+        assert page.locator(shown).count() == 10
+        first = page.locator(shown).first.locator("td[data-label=learning_rate]").get_attribute("data-value")
+        assert float(first) == min(page.evaluate(rates))
+        page.get_by_role("button", name="Show all 32 trials").click()
+        page.locator(".trials th button").get_by_text("r", exact=True).click()
+        assert page.locator(shown).count() == 32
+        having = [value for value in page.evaluate(ranks) if value]
+        assert list(map(int, having)) == sorted(map(int, having))
+        assert page.evaluate(ranks)[: len(having)] == having  # trials without that parameter are last
+        page.locator(".trials th button").get_by_text("Trial", exact=True).click()
+        names = page.locator(".trials .title").all_inner_texts()
+        assert names == [f"trial-{number}" for number in range(32)]
+
+
+def test_a_mark_says_what_its_trial_is_and_lights_it_up_everywhere(browser: Browser, sweep: Path) -> None:
+    with Visit(browser, sweep) as visit:
+        page = visit.page
+        page.locator("#history .dot.ship[data-c]").hover()
+        key = page.locator(".trials tr.ship").get_attribute("data-c")
+        number = key.removeprefix("t")
+        told = page.locator("#tip").inner_text()
+        assert told.startswith(f"trial-{number} · ")
+        assert "learning_rate = " in told
+        assert told.endswith("complete after 4 epochs")
+        lit = page.locator(".hot")
+        assert lit.count() == page.locator(f"[data-c={key}]").count() >= 6
+        page.mouse.move(0, 0)
+        assert lit.count() == 0
+
+
+def test_lines_bars_and_marks_are_drawn_where_their_numbers_say(browser: Browser, sweep: Path) -> None:
+    with Visit(browser, sweep) as visit:
+        page = visit.page
+        frame = page.locator("#history .plot").bounding_box()
+        marks = [mark.bounding_box() for mark in page.locator("#history .plot [data-c]").all()]
+        assert len(marks) == 32
+        middles = [box["x"] + box["width"] / 2 for box in marks]
+        assert all(frame["x"] < x < frame["x"] + frame["width"] for x in middles)
+        line = page.locator("#history .record").last.bounding_box()
+        assert line["width"] > 800
+        for selector in ("#parameters .thread", "#curves .thread"):
+            boxes = [box.bounding_box() for box in page.locator(f"{selector} .line").all()]
+            assert len(boxes) >= 10
+            assert all(box["width"] > 50 for box in boxes)
+        bars = [bar.bounding_box() for bar in page.locator("#slots .plot .body").all()]
+        assert len(bars) == 31
+        assert len({round(bar["y"]) for bar in bars}) == 4
+
+
+def test_without_scripts_every_trial_and_picture_is_there(browser: Browser, sweep: Path) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(sweep.as_uri())
+    assert page.locator(".trials tbody tr:visible").count() == 32
+    assert page.locator("#parameters .line:visible").count() >= 10
+    context.close()

@@ -284,9 +284,12 @@ def test_trials_of_a_living_process_are_left_to_it_and_those_of_a_dead_one_are_n
     assert list((tmp_path / "workers").iterdir()) == []
 
 
-def _start(folder: Path, log: Path, **fields: Any) -> BaseProcess:
-    """A process of its own that takes part; forked from a clean one, it begins within milliseconds."""
-    arguments = (str(folder), str(log), json.dumps(fields))
+def _start(folder: Path, log: Path, company: int = 1, **fields: Any) -> BaseProcess:
+    """A process of its own that takes part; forked from a clean one, it begins within milliseconds.
+
+    company: how many processes it waits for before it asks for trials, itself counted.
+    """
+    arguments = (str(folder), str(log), json.dumps(fields), company)
     process = FORKSERVER.Process(target=study_worker.main, args=arguments)
     process.start()
     return process
@@ -348,7 +351,7 @@ def test_killed_at_random_points_a_sweep_loses_nothing(tmp_path: Path, sampler: 
 
 def test_two_processes_share_a_study(tmp_path: Path) -> None:
     folder, log = tmp_path / "run", tmp_path / "log"
-    processes = [_start(folder, log, trials=40) for _ in range(2)]
+    processes = [_start(folder, log, company=2, trials=40) for _ in range(2)]
     for process in processes:
         _finish(process)
     asked = [(process, number) for process, what, number in _log(log) if what == "asked"]

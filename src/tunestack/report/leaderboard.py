@@ -31,7 +31,8 @@ _COLOURS = {
 }
 _TERMINAL_COSTS = ("Training", "Memory", "On disk")
 TERMINAL_TRIALS = 10
-"""So many trials of a sweep the terminal shows."""
+TERMINAL_FAILURES = 3
+"""So many trials of a sweep, and so many reasons why trials failed, the terminal shows."""
 
 
 def write_leaderboard(results: Results, path: Path) -> None:
@@ -56,6 +57,8 @@ def verdict_sentence(results: Results) -> str:
     """What to ship, for people; says so where nothing can be shipped."""
     if results.verdict:
         return results.verdict.sentence
+    if results.search:
+        return "No trial is complete."
     finished = any(results.metric in candidate.validation for candidate in results.candidates)
     return "The candidates were not compared." if finished else "No candidate finished."
 
@@ -200,7 +203,7 @@ def _terminal_trials(results: Results, search: SearchSummary) -> list[Renderable
         table.add_row(*_trial_cells(row, several))
     more = len(rows) - TERMINAL_TRIALS
     hint = f"{state_counts(search)}" + (f"; {more} more in leaderboard.md" if more > 0 else "")
-    failures = [f"{row.name}: {row.trial.failure}" for row in rows if row.trial.failure]
+    failures = [f"{row.name}: {row.trial.failure}" for row in rows if row.trial.failure][:TERMINAL_FAILURES]
     return [table, Text(hint, style="dim"), *(Text(failure, style="red") for failure in failures)]
 
 

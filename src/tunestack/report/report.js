@@ -14,7 +14,8 @@
     try { localStorage.setItem("tunestack-theme", root.dataset.theme); } catch { /* not kept, no harm */ }
   });
 
-  // Sorting: each head cell gets a button; the second activation turns the order round; gaps stay last.
+  // Sorting: each head cell gets a button; the second activation turns the order round; gaps stay last,
+  // and as many rows are shown as before.
   const board = document.querySelector(".board");
   const heads = all("thead th", board);
   const body = board.tBodies[0];
@@ -36,7 +37,7 @@
     };
     const shown = [...body.rows].filter((row) => !row.hidden).length;
     const ordered = [...body.rows].sort(compare);
-    ordered.forEach((row, place) => { row.hidden = place >= shown; });
+    ordered.forEach((row, place) => { row.hidden = row.toggleAttribute("data-extra", place >= shown); });
     body.append(...ordered);
   };
   for (const head of heads.filter((one) => one.dataset.sort)) {
@@ -64,7 +65,7 @@
   // Long lists: the rest is shown on request.
   for (const button of all("button.more")) {
     button.addEventListener("click", () => {
-      const extras = all("[data-extra][hidden]", button.previousElementSibling);
+      const extras = all("[data-extra]", button.previousElementSibling);
       extras.forEach((extra) => { extra.hidden = false; });
       button.remove();
       extras[0].setAttribute("tabindex", "-1");

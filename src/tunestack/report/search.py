@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tunestack.report import formatting
 from tunestack.report.occupancy import Occupancy, occupancy
@@ -24,6 +25,7 @@ from tunestack.report.trials import (
     TrialRow,
     caution,
     importances,
+    log_searched,
     parameter_names,
     state_counts,
     trial_rows,
@@ -46,13 +48,15 @@ class Column:
 class SweepView:
     """All that the sweep's part of the page says and draws.
 
-    states: how many trials of each state. near: how many complete ones cannot be told apart from the best.
+    chosen: what was searched, of the trial to ship. states: how many trials of each state. near: how many
+    complete ones cannot be told apart from the best.
     off: how many marks lie below the axis. progress, saved: findings, in words.
     """
 
     rows: list[TrialRow]
     first_rows: int
     columns: list[Column]
+    chosen: Mapping[str, Any]
     states: Mapping[str, int]
     counts: str
     near: int
@@ -74,14 +78,16 @@ def sweep_view(results: Results) -> SweepView | None:
     if search is None:
         return None
     rows = trial_rows(results)
-    names = parameter_names(search)
+    searched = log_searched(results)
+    log = {name: searched.get(name) for name in parameter_names(search)}
     axis = ScoreAxis.of(rows)
     metric = formatting.metric_name(results.metric)
     drawn = history(rows, axis) if axis else None
     return SweepView(
         rows=rows,
         first_rows=FIRST_ROWS,
-        columns=[Column(name, _numeric(rows, name)) for name in names if name != METHOD],
+        columns=[Column(name, _numeric(rows, name)) for name in log if name != METHOD],
+        chosen=next((row.settings for row in rows if row.standing == "ship"), {}),
         states=Counter(trial.state for trial in search.trials),
         counts=state_counts(search),
         near=sum(c.comparison is not None and not c.comparison.significant for c in results.candidates),
@@ -91,8 +97,8 @@ def sweep_view(results: Results) -> SweepView | None:
         off=sum(mark.shape == "off" for mark in drawn.marks) if drawn else 0,
         history=drawn,
         importances=importances(search),
-        parallel=parallel(rows, names, metric, axis) if axis else None,
-        slices=slices(rows, names, axis) if axis else [],
+        parallel=parallel(rows, log, metric),
+        slices=slices(rows, log, axis) if axis else [],
         curves=trial_curves(rows, results.metric),
         occupancy=occupancy(rows),
     )
@@ -110,7 +116,9 @@ def _progress(rows: Sequence[TrialRow], metric: str) -> str:
         return "No trial is complete."
     since = sum(row.complete and row.trial.number > best.trial.number for row in rows)
     found = f"The highest {metric}, {formatting.score(best.value)}, came with {best.name}"
-    return f"{found}; {formatting.count(since, 'complete trial')} since then did not beat it."
+    if not since:
+        return f"{found}, the last one to complete."
+    return f"{found}; {formatting.count(since, 'complete trial')} after it did not beat it."
 
 
 def _saved(search: SearchSummary) -> str:
@@ -122,6 +130,6 @@ def _saved(search: SearchSummary) -> str:
     average = sum(pruned) / len(pruned)
     stopped = formatting.count(len(pruned), "trial")
     return (
-        f"{stopped} {'was' if len(pruned) == 1 else 'were'} pruned, after {average:.2g} epochs on average; the "
-        f"longest trained for {max(epochs):g}."
+        f"{stopped} {'was' if len(pruned) == 1 else 'were'} pruned, after {average:.2g} epochs on average; "
+        f"the longest trained for {max(epochs):g}."
     )

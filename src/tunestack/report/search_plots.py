@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,24 +18,28 @@ MOST_AXES = 9
 """Parallel coordinates have so many parameters at most: the most important ones."""
 LANE = 12.0
 """Share of a parallel axis, in percent, kept at its foot for trials without that parameter."""
-LONGEST_TICK = 16
+LONGEST_TICK = 22
+WIDEST_TICKS = 36
+"""A small panel has room for ticks of so many characters together."""
 
 Place = tuple[float, float]
+LogSearched = Mapping[str, bool | None]
+"""The parameters, the most important first; whether their logarithm was searched, None where not known."""
 
 
 @dataclass(frozen=True)
 class ScoreAxis:
-    """The vertical axis of the metric that all of a sweep's charts share; places count from the top."""
+    """An axis of the metric; places count from the top."""
 
     scale: Linear
 
     @classmethod
     def of(cls, rows: Sequence[TrialRow]) -> ScoreAxis | None:
-        """An axis for all values of complete and pruned trials; None without any."""
+        """An axis for these trials' values; None without any."""
         values = [row.value for row in rows if row.value is not None and math.isfinite(row.value)]
         if not values:
             return None
-        return cls(focused(values, [(v, v) for v in values], at_least=max(2, (len(values) + 1) // 2)))
+        return cls(_focused(values))
 
     def y(self, value: float) -> float:
         """The value's place; one below the axis lies at its foot."""
@@ -87,14 +91,14 @@ def history(rows: Sequence[TrialRow], axis: ScoreAxis) -> History:
     x_axis = Linear(ordered[0].trial.number - 0.6, ordered[-1].trial.number + 0.6)
     marks = [mark for row in ordered if (mark := _mark(row, x_axis.at(row.trial.number), axis))]
     steps: list[Place] = []
-    height, best = 100.0, None
+    best: Mark | None = None
     for mark in marks:
-        if mark.row.complete and mark.y < height:
-            steps += [(mark.x, height), (mark.x, mark.y)] if steps else [(mark.x, mark.y)]
-            height, best = mark.y, mark
+        if mark.shape == "dot" and (best is None or (mark.row.value or 0.0) > (best.row.value or 0.0)):
+            steps += [*([(mark.x, best.y)] if best else []), (mark.x, mark.y)]
+            best = mark
     return History(
         marks=marks,
-        steps=[*steps, (100.0, height)] if steps else [],
+        steps=[*steps, (100.0, best.y)] if best else [],
         best=best,
         x_ticks=x_axis.ticks(about=8, whole=True),
         y_ticks=axis.ticks,
@@ -113,18 +117,20 @@ def _mark(row: TrialRow, x: float, axis: ScoreAxis) -> Mark | None:
 
 @dataclass(frozen=True)
 class ParameterAxis:
-    """One parameter's axis. at: a value's place in percent; logarithmic: over the decades it spans."""
+    """One parameter's axis. at: a value's place in percent; named: of single values, evenly spaced."""
 
     name: str
     at: Callable[[Any], float]
     ticks: list[Tick]
     logarithmic: bool = False
+    named: bool = False
 
 
-def parameter_axis(name: str, values: Sequence[Any]) -> ParameterAxis:
+def parameter_axis(name: str, values: Sequence[Any], log: bool | None = None) -> ParameterAxis:
     """The axis that fits a parameter's values: named ones, decades, or a plain range.
 
-    Numbers that take few values count as named ones in their order: ranks and batch sizes do.
+    Numbers that take few values count as named ones in their order: ranks and batch sizes do. log: whether
+    its logarithm was searched; where that is not known, it is logarithmic if the values span a decade.
     """
     numbers = [value for value in values if _is_number(value)]
     if len(numbers) < len(values):
@@ -134,17 +140,28 @@ def parameter_axis(name: str, values: Sequence[Any]) -> ParameterAxis:
     listed = all(isinstance(value, int) for value in numbers) or 2 * len(distinct) <= len(numbers)
     if len(distinct) <= FEW_VALUES and listed:
         return _named(name, distinct)
-    if min(numbers) > 0 and max(numbers) >= 10 * min(numbers):
-        log = Log.around(numbers)
-        return ParameterAxis(name, log.at, log.ticks(formatting.parameter, at_most=5), logarithmic=True)
+    if min(numbers) > 0 and (log or (log is None and max(numbers) >= 10 * min(numbers))):
+        decades = Log.around(numbers)
+        ticks = decades.ticks(formatting.parameter, at_most=5)
+        return ParameterAxis(name, decades.at, ticks, logarithmic=True)
     linear = Linear.around(numbers)
     return ParameterAxis(name, linear.at, linear.ticks(about=4))
 
 
 def _named(name: str, names: tuple[str, ...]) -> ParameterAxis:
     steps = Steps(names)
-    ticks = [Tick(tick.at, formatting.shortened(tick.text, LONGEST_TICK)) for tick in steps.ticks()]
-    return ParameterAxis(name, lambda value: steps.at(formatting.parameter(value)), ticks)
+    return ParameterAxis(name, lambda value: steps.at(formatting.parameter(value)), steps.ticks(), named=True)
+
+
+def _fitted(ticks: Sequence[Tick], length: int) -> list[Tick]:
+    """The ticks with texts of at most `length` characters: what is too long loses its middle."""
+    tail = length // 2
+    return [
+        tick
+        if len(tick.text) <= length
+        else Tick(tick.at, f"{tick.text[: length - tail - 1].rstrip()}…{tick.text[-tail:].lstrip()}")
+        for tick in ticks
+    ]
 
 
 def _is_number(value: Any) -> bool:
@@ -184,25 +201,28 @@ class Thread:
 @dataclass(frozen=True)
 class Parallel:
     """Parallel coordinates: parameters from left to right, the metric last. left_out: parameters without an
-    axis; floor: where an axis of a parameter ends that some trials lack, whose place is `lane`.
+    axis; off: how many trials lie below the metric's axis, where their lines end at its foot; floor: where
+    the axes end if some trials lack a parameter, whose place is `lane`.
     """
 
     axes: list[Upright]
     threads: list[Thread]
     left_out: list[str]
+    off: int
     floor: float = 100 - LANE
     lane: float = 100 - LANE / 3
 
 
-def parallel(rows: Sequence[TrialRow], names: Sequence[str], metric: str, axis: ScoreAxis) -> Parallel | None:
+def parallel(rows: Sequence[TrialRow], log: LogSearched, metric: str) -> Parallel | None:
     """A line for each complete trial, the best drawn last; None without a complete trial or a parameter."""
     drawn = [(row, row.value) for row in reversed(rows) if row.complete and row.value is not None]
-    found = {name: _values([row for row, _ in drawn], name) for name in names}
-    shown = [name for name in names if found[name]]
-    if not shown:
+    axis = ScoreAxis.of([row for row, _ in drawn])
+    found = {name: _values([row for row, _ in drawn], name) for name in log}
+    shown = [name for name in log if found[name]]
+    if not shown or axis is None:
         return None
     kept, left_out = shown[:MOST_AXES], shown[MOST_AXES:]
-    scales = [parameter_axis(name, found[name]) for name in kept]
+    scales = [parameter_axis(name, found[name], log[name]) for name in kept]
     some_lack = any(len(found[name]) < len(drawn) for name in kept)
     foot = LANE if some_lack else 0.0
     places = [round(100 * position / len(kept), 2) for position in range(len(kept) + 1)]
@@ -227,14 +247,15 @@ def parallel(rows: Sequence[TrialRow], names: Sequence[str], metric: str, axis: 
         Upright(
             x=x,
             title=scale.name,
-            ticks=[Tick(_above(tick.at, foot), tick.text) for tick in scale.ticks],
+            ticks=[Tick(_above(tick.at, foot), tick.text) for tick in _fitted(scale.ticks, LONGEST_TICK)],
             logarithmic=scale.logarithmic,
             lacking=len(found[scale.name]) < len(drawn),
         )
         for x, scale in zip(places, scales)
     ]
     ticks = [Tick(_above(tick.at, foot), tick.text) for tick in axis.scale.ticks(about=5)]
-    return Parallel([*axes, Upright(100.0, metric, ticks)], threads, left_out, floor=100 - foot)
+    off = sum(axis.off(value) for _, value in drawn)
+    return Parallel([*axes, Upright(100.0, metric, ticks)], threads, left_out, off, floor=100 - foot)
 
 
 def _values(rows: Sequence[TrialRow], name: str) -> list[Any]:
@@ -248,32 +269,36 @@ def _above(percent: float, foot: float) -> float:
 
 @dataclass(frozen=True)
 class Slice:
-    """The metric against one parameter; `without`: how many trials with a value lack it."""
+    """The metric against one parameter; `without`: how many trials with a value lack it; `wordy`: whether
+    its ticks need a wide panel."""
 
     name: str
     logarithmic: bool
+    wordy: bool
     marks: list[Mark]
     x_ticks: list[Tick]
     y_ticks: list[Tick]
     without: int
 
 
-def slices(rows: Sequence[TrialRow], names: Sequence[str], axis: ScoreAxis) -> list[Slice]:
+def slices(rows: Sequence[TrialRow], log: LogSearched, axis: ScoreAxis) -> list[Slice]:
     """A panel for each parameter, on one axis of the metric; the best trials are drawn last."""
     scored = [row for row in reversed(rows) if row.trial.state != "failed" and _mark(row, 0, axis)]
     panels = []
-    for name in names:
+    for name in log:
         having = [row for row in scored if name in row.trial.parameters]
         if not having:
             continue
-        scale = parameter_axis(name, _values(having, name))
+        scale = parameter_axis(name, _values(having, name), log[name])
+        ticks = _fitted(scale.ticks, WIDEST_TICKS // len(scale.ticks)) if scale.named else scale.ticks
         placed = (_mark(row, scale.at(row.trial.parameters[name]), axis) for row in having)
         panels.append(
             Slice(
                 name=name,
                 logarithmic=scale.logarithmic,
+                wordy=sum(len(tick.text) for tick in ticks) > WIDEST_TICKS // 2,
                 marks=[mark for mark in placed if mark],
-                x_ticks=scale.ticks,
+                x_ticks=ticks,
                 y_ticks=axis.ticks,
                 without=len(scored) - len(having),
             )
@@ -293,7 +318,8 @@ class Curves:
 def trial_curves(rows: Sequence[TrialRow], metric: str) -> Curves | None:
     """Learning curves, each as far as its trial went; None where no trial was evaluated twice.
 
-    Points below the axis lie outside the plot area: whoever draws cuts the lines off there.
+    Complete trials have the colours that they have in the parallel coordinates. Points below the axis lie
+    outside the plot area: whoever draws cuts the lines off there.
     """
     series = [(row, _curve(row, metric)) for row in reversed(rows)]
     series = [(row, points) for row, points in series if points]
@@ -302,12 +328,13 @@ def trial_curves(rows: Sequence[TrialRow], metric: str) -> Curves | None:
     epochs = [epoch for _, points in series for epoch, _ in points]
     values = [value for _, points in series for _, value in points]
     x_axis = Linear(min(epochs), max(epochs))
-    scale = focused(values, [(v, v) for v in values], at_least=max(2, (len(values) + 1) // 2))
+    scale = _focused(values)
+    final = ScoreAxis.of([row for row in rows if row.complete])
     threads = [
         Thread(
             row=row,
             points=[(x_axis.at(epoch), round(100 - scale.beyond(value), 2)) for epoch, value in points],
-            shade=round(scale.at(max(value for _, value in points)) / 100, 3),
+            shade=final.shade(row.value) if final and row.complete and row.value is not None else 0.0,
         )
         for row, points in series
     ]
@@ -317,6 +344,13 @@ def trial_curves(rows: Sequence[TrialRow], metric: str) -> Curves | None:
 def _curve(row: TrialRow, metric: str) -> list[Place]:
     found = ((point.epoch, point.metrics.get(metric)) for point in row.trial.curve)
     return [(epoch, value) for epoch, value in found if value is not None and math.isfinite(value)]
+
+
+def _focused(values: Sequence[float]) -> Linear:
+    """An axis for at least half of the values: a few that diverged must not flatten the others."""
+    axis = focused(values, [(v, v) for v in values], at_least=max(2, (len(values) + 1) // 2))
+    shown = {value for value in values if value >= axis.low}
+    return axis if len(shown) > 1 else Linear.around(values)
 
 
 def _upward(ticks: Sequence[Tick]) -> list[Tick]:

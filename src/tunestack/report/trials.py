@@ -108,6 +108,22 @@ def importances(search: SearchSummary) -> list[tuple[str, float]]:
     return sorted(shares, key=lambda pair: -pair[1])
 
 
+def log_searched(results: Results) -> dict[str, bool]:
+    """Of the parameters that were searched over a range: whether by their logarithm."""
+    config = results.config
+    spaces = [
+        config.get("search"),
+        *(m.get("search") for m in config.get("methods", []) if isinstance(m, dict)),
+    ]
+    return {
+        name: bool(dimension.get("log"))
+        for space in spaces
+        if isinstance(space, dict)
+        for name, dimension in space.items()
+        if isinstance(dimension, dict) and "min" in dimension
+    }
+
+
 def state_counts(search: SearchSummary) -> str:
     """How many trials there are of each state: ``30 trials: 19 complete, 9 pruned, 2 failed``."""
     states = [trial.state for trial in search.trials]
