@@ -205,7 +205,7 @@ def test_a_sweep_killed_twenty_times_has_every_trial_once(tiny_data: Path, tmp_p
     assert done.stdout.split()[-1] == "20"
     search = Results.load(tmp_path / "run/results.json").search
     assert search is not None
-    assert [trial.number for trial in search.trials] == list(range(8))
+    assert [trial.number for trial in search.trials] == list(range(12))
     assert {trial.state for trial in search.trials} <= {"complete", "pruned"}
     unhurt = sweep({**values, "output": str(tmp_path / "unhurt"), "trials": 2})
     assert unhurt.search is not None
