@@ -157,6 +157,10 @@ def test_curves_end_where_their_trials_were_stopped(rows: list[TrialRow]) -> Non
         assert len(thread.points) == len(curve)
         assert thread.end[0] == pytest.approx(100 * (curve[-1].epoch - low) / (high - low), abs=0.01)
         assert (thread.end[0] == 100) == (thread.row.trial.state == "complete")
+    low = np.percentile([row.value for row in rows if row.complete], 5)
+    below = {thread.row.name for thread in chart.threads if min(y for _, y in thread.points) > 100}
+    assert below == {row.name for row in rows if row.complete and row.value < low}  # the one that diverged
+    assert chart.off == len(below) == 1
     heights = [(p.metrics["f1"], y) for t in chart.threads for p, (_, y) in zip(t.row.trial.curve, t.points)]
     values, ys = np.array(heights).T
     assert np.allclose(np.polyval(np.polyfit(values, ys, 1), values), ys, atol=0.02)

@@ -117,7 +117,7 @@ def _progress(rows: Sequence[TrialRow], metric: str) -> str:
     since = sum(row.complete and row.trial.number > best.trial.number for row in rows)
     found = f"The highest {metric}, {formatting.score(best.value)}, came with {best.name}"
     if not since:
-        return f"{found}, the last one to complete."
+        return f"{found}, the last complete trial."
     return f"{found}; {formatting.count(since, 'complete trial')} after it did not beat it."
 
 

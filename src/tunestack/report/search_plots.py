@@ -308,9 +308,11 @@ def slices(rows: Sequence[TrialRow], log: LogSearched, axis: ScoreAxis) -> list[
 
 @dataclass(frozen=True)
 class Curves:
-    """The metric over epochs: a line for each trial that was evaluated, the best drawn last."""
+    """The metric over epochs: a line for each trial that was evaluated, the best drawn last. off: how many
+    lie below the axis from their first point to their last."""
 
     threads: list[Thread]
+    off: int
     x_ticks: list[Tick]
     y_ticks: list[Tick]
 
@@ -338,7 +340,8 @@ def trial_curves(rows: Sequence[TrialRow], metric: str) -> Curves | None:
         )
         for row, points in series
     ]
-    return Curves(threads, x_axis.ticks(about=8), _upward(scale.ticks(about=5)))
+    off = sum(all(y > 100 for _, y in thread.points) for thread in threads)
+    return Curves(threads, off, x_axis.ticks(about=8), _upward(scale.ticks(about=5)))
 
 
 def _curve(row: TrialRow, metric: str) -> list[Place]:
