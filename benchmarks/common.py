@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel
 
 if TYPE_CHECKING:
-    from tunestack.stack.loop import Stack, Workload
     from tunestack.stack.slot import Slot, Trial
+    from tunestack.stack.stack import Stack, Workload
 
 SPLIT_SEED, TRAIN_SIZE = 42, 0.8
 RANK, ALPHA, TARGETS = 8, 16, ["query", "value"]
@@ -146,7 +146,7 @@ def lora_stack(settings: Settings) -> tuple[Workload, Stack, list[Slot]]:
     from tunestack.bases import load_base
     from tunestack.config import BaseConfig, DataConfig
     from tunestack.data import load_text_data
-    from tunestack.stack.loop import Stack, Workload
+    from tunestack.stack.stack import Stack, Workload
     from tunestack.tasks.classification import SequenceClassification
 
     source = DataConfig(

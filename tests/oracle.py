@@ -19,8 +19,8 @@ import tiny
 from tunestack.bases import Base
 from tunestack.data.encode import pad
 from tunestack.methods.registry import find_method
-from tunestack.stack.loop import Stack
 from tunestack.stack.slot import Slot
+from tunestack.stack.stack import Stack
 
 
 def calm_base(folder: Path, kind: str, **settings: Any) -> Base:

@@ -15,7 +15,7 @@ from tunestack.comparison.run import run_comparison
 from tunestack.config import CompareConfig
 from tunestack.results import Results
 from tunestack.settings import to_yaml, validated
-from tunestack.stack.loop import Event
+from tunestack.stack.events import Event
 
 ROWS = {"train": 40, "validation": 24, "test": 16}
 

@@ -26,8 +26,8 @@ from tunestack.methods.sites import Host, Member, Rows, Site, Span, dropout
 from tunestack.methods.sublayers import sublayers
 from tunestack.methods.targets import linear_names
 from tunestack.params import count_parameters
-from tunestack.stack.loop import Stack
 from tunestack.stack.slot import Slot
+from tunestack.stack.stack import Stack
 
 # What AdapterHub computed, see fixtures/adapterhub/record.py.
 

@@ -24,7 +24,7 @@ from tunestack import progress
 from tunestack.cli.app import app
 from tunestack.progress import Display
 from tunestack.results import CurvePoint, Results
-from tunestack.stack.loop import Event
+from tunestack.stack.events import Event
 
 HEAVY = ("torch", "transformers", "datasets", "pandas", "sklearn", "scipy", "numpy")
 

@@ -27,7 +27,7 @@ from tunestack.data.encode import pad
 from tunestack.errors import UserError
 from tunestack.results import Results
 from tunestack.settings import read_yaml, validated
-from tunestack.stack.loop import Event
+from tunestack.stack.events import Event
 
 NAMES = ["majority", "tfidf", "linear-probe", "lora lora_alpha=8 r=2", "lora lora_alpha=8 r=4", "full"]
 LORAS = [name for name in NAMES if name.startswith("lora")]

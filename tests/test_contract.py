@@ -27,8 +27,8 @@ from tunestack.data.encode import pad
 from tunestack.errors import UserError
 from tunestack.methods.base import ADAPTER_CONFIG, PEFT_PREFIX, PROMPT_PREFIX, read_tensors
 from tunestack.saved import Seat
-from tunestack.stack.loop import Stack, Workload
 from tunestack.stack.slot import Slot, Trial
+from tunestack.stack.stack import Stack, Workload
 
 KINDS = list(tiny.CONFIGS)
 STILL = {"learning_rate": 1e-30, "weight_decay": 0, "max_grad_norm": 0}

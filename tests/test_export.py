@@ -35,8 +35,8 @@ from tunestack.methods.base import Method
 from tunestack.methods.registry import METHODS
 from tunestack.methods.through_peft import ThroughPeft
 from tunestack.results import Results
-from tunestack.stack.loop import Stack
 from tunestack.stack.slot import Slot
+from tunestack.stack.stack import Stack
 
 TEXTS = tiny.texts(11, seed=6)["text"]
 

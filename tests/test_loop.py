@@ -15,7 +15,8 @@ import torch
 
 import tiny
 from tunestack.results import CurvePoint
-from tunestack.stack.loop import Event, train
+from tunestack.stack.events import Event
+from tunestack.stack.loop import train
 from tunestack.stack.slot import Slot, Trial
 
 

@@ -20,7 +20,7 @@ from tunestack.errors import UserError
 from tunestack.methods.base import read_tensors
 from tunestack.methods.registry import find_method
 from tunestack.params import count_parameters
-from tunestack.stack.loop import Stack
+from tunestack.stack.stack import Stack
 from tunestack.tasks.classification import SequenceClassification
 
 CASES: list[tuple[str, dict[str, Any]]] = [
@@ -164,6 +164,8 @@ def test_impossible_configs_are_refused_with_what_would_work(tmp_path: Path) -> 
     assert "1 <= r <= 16" in refused(base, r=0)
     assert "found 17" in refused(base, r=17)
     assert "found 20" in refused(base, rank_pattern={"query": 20})
+    assert "'querry', which matches none" in refused(base, rank_pattern={"querry": 2, "query": 2})
+    assert "lora.alpha_pattern" in refused(base, alpha_pattern={"dense": 2})
     assert "eight" in refused(base, r="eight")
     nothing = refused(base, target_modules=["querry", "value"])
     assert "'querry', which matches none" in nothing

@@ -23,8 +23,8 @@ from tunestack.methods.base import read_tensors, with_head
 from tunestack.methods.registry import METHODS, find_method
 from tunestack.methods.through_peft import ThroughPeft
 from tunestack.saved import Seat
-from tunestack.stack.loop import Stack
 from tunestack.stack.slot import Slot
+from tunestack.stack.stack import Stack
 from tunestack.tasks.classification import SequenceClassification
 
 SMALL: dict[str, dict[str, Any]] = {

@@ -27,8 +27,8 @@ from tunestack.methods import prefix
 from tunestack.methods.base import read_tensors
 from tunestack.methods.registry import find_method
 from tunestack.methods.sites import SharedInputError
-from tunestack.stack.loop import Stack
 from tunestack.stack.slot import Slot
+from tunestack.stack.stack import Stack
 from tunestack.tasks.classification import SequenceClassification
 
 N = 3

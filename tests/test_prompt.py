@@ -19,8 +19,8 @@ from tunestack.bases import Base
 from tunestack.data.encode import Encoded, pad
 from tunestack.methods.prompt import with_sizes
 from tunestack.methods.sites import Span, keep_mask
-from tunestack.stack.loop import Stack
 from tunestack.stack.slot import Slot
+from tunestack.stack.stack import Stack
 
 ENCODERS = ["bert", "roberta", "electra", "distilbert", "deberta-v2", "modernbert"]
 DECODERS = [kind for kind in tiny.CONFIGS if kind not in (*ENCODERS, "t5", "mt5")]

@@ -27,7 +27,7 @@ from tunestack.methods.prompt import with_sizes
 from tunestack.methods.registry import find_method
 from tunestack.params import count_parameters
 from tunestack.saved import Seat
-from tunestack.stack.loop import Stack
+from tunestack.stack.stack import Stack
 from tunestack.tasks.classification import SequenceClassification
 
 # Files

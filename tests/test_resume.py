@@ -17,7 +17,7 @@ from tunestack.comparison.checks import IDENTITY
 from tunestack.errors import UserError
 from tunestack.results import Results
 from tunestack.settings import read_yaml
-from tunestack.stack.loop import Event
+from tunestack.stack.events import Event
 
 METHODS = [
     {"method": "tfidf", "min_df": 1},

@@ -23,7 +23,7 @@ from tunestack.results import CurvePoint, Results
 from tunestack.search.config import SweepConfig
 from tunestack.search.run import ranked, run_sweep
 from tunestack.settings import validated
-from tunestack.stack.loop import Event
+from tunestack.stack.events import Event
 
 SEARCH = {
     "r": [1, 2, 4],

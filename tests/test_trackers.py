@@ -28,7 +28,7 @@ import tunestack
 from tunestack.cli.app import app
 from tunestack.errors import UserError
 from tunestack.results import Costs, CurvePoint, Results, SeedResult
-from tunestack.stack.loop import Event
+from tunestack.stack.events import Event
 from tunestack.trackers import base, registry, tracking
 from tunestack.trackers.base import Conclusion, TrackedRun, TrackedTrial, Tracker, check_server
 from tunestack.trackers.tracking import Tracking

@@ -19,9 +19,10 @@ from tunestack.bases.tiny import tiny_configs
 from tunestack.config import BaseConfig, TrainingConfig
 from tunestack.methods.registry import find_method
 from tunestack.stack import loop
+from tunestack.stack.events import Notify
 from tunestack.stack.lanes import Lanes
-from tunestack.stack.loop import Notify, Outcome, Workload
 from tunestack.stack.slot import Slot, Trial
+from tunestack.stack.stack import Outcome, Workload
 from tunestack.tasks.classification import SequenceClassification
 
 HIDDEN, LAYERS, TOKENS = 16, 2, 96

@@ -23,8 +23,8 @@ from tunestack.config import BaseConfig, TrainingConfig
 from tunestack.errors import UserError
 from tunestack.methods.base import ADAPTER_CONFIG, Method
 from tunestack.methods.registry import METHODS
-from tunestack.stack.loop import Stack, Workload
 from tunestack.stack.slot import Trial
+from tunestack.stack.stack import Stack, Workload
 from tunestack.tasks.classification import SequenceClassification
 
 LABELS = ("no", "yes")

@@ -14,7 +14,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from tunestack.stack.loop import Event
+from tunestack.stack.events import Event
 
 BAR = 16
 SPARKS = "▁▂▃▄▅▆▇█"

@@ -19,7 +19,7 @@ from tunestack.files import replacing, why_not_writable
 if TYPE_CHECKING:
     from tunestack.bases import Base
     from tunestack.methods.base import Method
-    from tunestack.stack.loop import Stack
+    from tunestack.stack.stack import Stack
     from tunestack.tasks.classification import SequenceClassification
 
 
@@ -229,7 +229,7 @@ def _load_whole(folder: Path, description: Description, here: Mapping[str, Any])
 
 def _open_stack(base: Base, task: SequenceClassification, method: Method) -> Stack:
     """The base with its weights, in what the method trains it in."""
-    from tunestack.stack.loop import Stack, Workload
+    from tunestack.stack.stack import Stack, Workload
 
     loaded = base.load_model(task.auto_class, task.model_config(base), method.weights_dtype(base.dtype))
     return Stack(Workload(base, task, {}, "accuracy"), loaded, autocast=not method.stacks)

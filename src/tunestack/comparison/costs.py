@@ -23,8 +23,8 @@ from tunestack.comparison.plan import BaselineCandidate, MethodCandidate, Plan, 
 from tunestack.config import CompareConfig
 from tunestack.results import Costs
 from tunestack.settings import read_yaml, validated
-from tunestack.stack.loop import Stack, Workload
 from tunestack.stack.slot import Slot
+from tunestack.stack.stack import Stack, Workload
 
 BATCHES = 12
 """Training steps measured, from short batches to long ones."""

@@ -30,7 +30,8 @@ from tunestack.files import slug
 from tunestack.report.html import write_report
 from tunestack.report.leaderboard import write_leaderboard
 from tunestack.results import Candidate, Costs, DataSummary, HardExample, Results, SeedResult
-from tunestack.stack.loop import Event, Notify, Outcome, Workload
+from tunestack.stack.events import Event, Notify
+from tunestack.stack.stack import Outcome, Workload
 from tunestack.trackers.tracking import Tracking
 
 PRUNED = "pruned"

@@ -8,7 +8,7 @@ from pathlib import Path
 from tunestack.comparison.plan import BASELINE_SEED, BaselineCandidate, MethodCandidate, Plan
 from tunestack.files import slug
 from tunestack.results import Candidate, Results
-from tunestack.stack.loop import Notify
+from tunestack.stack.events import Notify
 from tunestack.trackers.base import Conclusion, TrackedTrial
 from tunestack.trackers.tracking import Tracking
 

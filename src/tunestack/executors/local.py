@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tunestack.results import SeedResult
-from tunestack.stack.loop import Notify, Outcome, Workload, train
+from tunestack.stack.events import Notify
+from tunestack.stack.loop import train
 from tunestack.stack.slot import Trial
+from tunestack.stack.stack import Outcome, Workload
 
 
 class LocalExecutor:

@@ -101,7 +101,9 @@ class Lora(Method):
         head = head_modules(model, model.config.model_type)
         check_whole_modules(config, model, head, "lora", problems)
         modules = dict(model.named_modules())
-        for name in target_names(config, model, "lora", problems):
+        targets = target_names(config, model, "lora", problems)
+        _check_patterns(config, targets, problems)
+        for name in targets:
             smallest = min(linear_size(modules[name]))
             rank = _rank(config, name)
             if not 1 <= rank <= smallest:
@@ -150,6 +152,19 @@ class Lora(Method):
             if ".lora_B." in name or parameter.ndim == 1
         }
         return adapter
+
+
+def _check_patterns(config: LoraConfig, targets: list[str], problems: Problems) -> None:
+    """Note patterns for single modules that are the pattern of none."""
+    for field in ("rank_pattern", "alpha_pattern"):
+        for pattern in getattr(config, field) or {}:
+            if targets and not any(get_pattern_key([pattern], name) == pattern for name in targets):
+                problems.add(
+                    f"lora.{field}",
+                    expected="names of targeted modules, or expressions that match some",
+                    found=f"{pattern!r}, which matches none",
+                    fix=f"Targeted are, for example, {', '.join(targets[:3])}.",
+                )
 
 
 def _rank(config: LoraConfig, name: str) -> int:

@@ -24,8 +24,10 @@ from tunestack.search.plan import SweepPlan, make_plan
 from tunestack.search.space import Suggestion
 from tunestack.search.study import Study
 from tunestack.settings import to_yaml, validated
-from tunestack.stack.loop import Event, Notify, Outcome, Workload, train
+from tunestack.stack.events import Event, Notify
+from tunestack.stack.loop import train
 from tunestack.stack.slot import Trial
+from tunestack.stack.stack import Outcome, Workload
 from tunestack.trackers.base import TrackedTrial
 from tunestack.trackers.tracking import Tracking
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from tunestack.files import write_json
 from tunestack.results import Record, SeedResult
 from tunestack.settings import read_json
-from tunestack.stack.loop import Event, Notify
+from tunestack.stack.events import Event, Notify
 from tunestack.trackers.base import PATIENCE, Conclusion, TrackedRun, TrackedTrial
 from tunestack.trackers.isolated import Isolated
 

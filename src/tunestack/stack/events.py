@@ -1,0 +1,43 @@
+"""What happens in a stack, for whoever shows or tracks it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from tunestack.results import CurvePoint
+from tunestack.stack.slot import Slot
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a trial, for whoever shows progress.
+
+    steps: of how many. point: the evaluation, with kind "evaluated". message: with kind "failed".
+    """
+
+    kind: Literal["started", "step", "evaluated", "finished", "failed", "pruned", "narrowed", "measuring"]
+    key: str
+    step: int = 0
+    steps: int = 0
+    epoch: float = 0.0
+    loss: float | None = None
+    point: CurvePoint | None = None
+    message: str = ""
+
+
+Notify = Callable[[Event], None]
+
+
+def event_of(
+    kind: Literal["started", "step", "evaluated", "finished", "failed", "pruned"],
+    slot: Slot,
+    point: CurvePoint | None = None,
+) -> Event:
+    """What has just happened to a trial, with where it is."""
+    progress = slot.progress
+    loss = progress.loss_sum / progress.loss_steps if progress.loss_steps else None
+    return Event(
+        kind, slot.trial.key, progress.step, slot.total_steps, slot.epoch, loss, point, slot.failure or ""
+    )

@@ -1,0 +1,292 @@
+"""A stack: one forward and one backward a step for all trials that share a model."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tunestack.arrays import FloatArray, IntArray
+from tunestack.bases import Base
+from tunestack.bases.base import LoadedModel, keep_first_token
+from tunestack.data.batches import evaluation_batches
+from tunestack.data.encode import Encoded, pad
+from tunestack.methods.base import with_head
+from tunestack.methods.sites import Dropout, Host, SharedInputError, Span
+from tunestack.stack.events import Event, Notify, event_of
+from tunestack.stack.lanes import Lanes
+from tunestack.stack.slot import Slot, Trial
+from tunestack.tasks.classification import SequenceClassification
+
+T = TypeVar("T")
+
+EVALUATION_TOKENS = 8192
+"""Padded tokens of one evaluation batch, all slots together."""
+
+
+@dataclass
+class Workload:
+    """What a stack works on: a base, a task, its splits (encoded once for each max_length) and the metric.
+
+    splits: columns `text`, `label` (see `tunestack.data`); train and validation at least.
+    """
+
+    base: Base
+    task: SequenceClassification
+    splits: Mapping[str, Any]
+    metric: str
+    _encoded: dict[tuple[str, int], Encoded] = field(default_factory=dict)
+
+    def encoded(self, split: str, max_length: int) -> Encoded:
+        """A split as token ids."""
+        key = (split, max_length)
+        if key not in self._encoded:
+            self._encoded[key] = self.task.encode(self.base, self.splits[split], max_length)
+        return self._encoded[key]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A trial that has ended. Its slot still holds the best weights until the next outcome is asked for."""
+
+    trial: Trial
+    slot: Slot
+    host: Host
+    probabilities: Mapping[str, FloatArray]
+    seconds: float
+    failure: str | None
+    pruned: bool = False
+
+
+class Occupant(Protocol):
+    """Whoever has rows in a batch."""
+
+    def span(self, start: int, stop: int, training: bool) -> Span:
+        """The rows [start, stop) as this one's."""
+
+
+class Stack:
+    """Trials in training on one model.
+
+    width: how many slots take part in one forward; halved when memory does not suffice. lanes: how many
+    forwards run side by side.
+    """
+
+    def __init__(self, work: Workload, loaded: LoadedModel, autocast: bool = False) -> None:
+        self.work = work
+        if work.task.reads_first_token:
+            keep_first_token(loaded.model)
+        self.host = Host(loaded.model, loaded.head, loaded.fresh, work.base.tokenizer)
+        self.device = work.base.device
+        self.width: int | None = None
+        self.lanes = Lanes(self.device)
+        self._autocast = autocast and work.base.dtype != torch.float32
+        self._evaluation_tokens = EVALUATION_TOKENS
+        self._next_index = 0
+
+    def open(self, trial: Trial) -> Slot:
+        """Give a trial a slot."""
+        index, self._next_index = self._next_index, self._next_index + 1
+        config = with_head(trial.config, self.host.head)
+        adapter = trial.method.attach(config, self.host, index, trial.seed)
+        if trial.training.base_dropout:
+            for name, module in self.host.modules.items():
+                if isinstance(module, nn.Dropout) and module.p > 0:
+                    self.host.place(name, index, Dropout(module.p))
+        max_length = self.work.base.room_for_text(trial.training.max_length, adapter.positions)
+        train = self.work.encoded("train", max_length)
+        weights = self.work.task.class_weights(trial.training.class_weights, _labels(train), self.device)
+        return Slot(index, trial, config, adapter, max_length, train.lengths, weights)
+
+    def close(self, slot: Slot) -> None:
+        """Take a trial out; its neighbours do not notice."""
+        self.host.remove(slot.index)
+
+    def step(self, slots: Sequence[Slot], notify: Notify) -> None:
+        """One optimisation step of every slot given, in as few forwards as lanes and memory allow."""
+        todo = list(slots)
+        while todo:
+            groups = self._groups(todo)
+            todo = todo[sum(map(len, groups)) :]
+            again: list[Slot] = []
+            for group, done in zip(groups, self.lanes.run(self._backward, groups), strict=True):
+                if (error := done.exception()) is None:
+                    for slot, loss in zip(group, done.result(), strict=True):
+                        slot.update(loss)
+                else:
+                    again += self._narrow(group, error, len(groups), notify)
+            todo = again + todo
+
+    def _groups(self, slots: Sequence[T]) -> list[Sequence[T]]:
+        """The next slots in line, one group a lane, none wider than memory allows."""
+        return self.lanes.divide(slots[: (self.width or len(slots)) * self.lanes.count])
+
+    def _narrow(
+        self, group: Sequence[Slot], error: BaseException, lanes: int, notify: Notify
+    ) -> Sequence[Slot]:
+        """Let fewer slots share a forward after an error that this helps with; returns who is to try again.
+
+        lanes: how many forwards ran beside each other, this one included. Raises the error where it does not
+        help. A trial that alone does not fit into memory fails.
+        """
+        if isinstance(error, SharedInputError):
+            self.width = 1
+            return group
+        if not _out_of_memory(error):
+            raise error
+        self.host.forget()
+        if len(group) > 1:
+            self.width = min(len(group) // 2, self.width or len(group))
+            message = f"out of memory: {self.width} slots at once"
+        elif lanes > 1:
+            self.lanes.count = 1
+            message = "out of memory: one slot at a time"
+        else:
+            group[0].failure = "out of memory with this trial alone: use smaller batches or max_length"
+            return []
+        notify(Event("narrowed", group[0].trial.key, message=message))
+        return group
+
+    def _backward(self, slots: Sequence[Slot]) -> list[float]:
+        """Forward and backward of one batch of each slot; gradients lie in the slots' vectors."""
+        for slot in slots:
+            slot.grad.zero_()
+        chosen = [(self.work.encoded("train", slot.max_length), slot.next_batch()) for slot in slots]
+        spans = _spans(slots, chosen, training=True)
+        try:
+            return self._gradients(slots, chosen, spans)
+        finally:
+            self.host.rows.set(())  # rows of a batch that is over belong to nobody
+
+    def _gradients(
+        self, slots: Sequence[Slot], chosen: Sequence[tuple[Encoded, IntArray]], spans: Sequence[Span]
+    ) -> list[float]:
+        logits = self._forward(chosen, spans)
+        losses = []
+        for slot, span, (encoded, indices) in zip(slots, spans, chosen, strict=True):
+            labels = torch.from_numpy(_labels(encoded)[indices]).to(self.device)
+            losses.append(self.work.task.loss(logits[span.start : span.stop], labels, slot.class_weights))
+        total = torch.stack(losses)
+        penalties = [slot.adapter.penalty() for slot in slots if slot.adapter.penalty is not None]
+        sum(penalties, total.sum()).backward()
+        return [float(loss) for loss in total.detach().cpu()]
+
+    def _forward(self, chosen: Sequence[tuple[Encoded, IntArray]], spans: Sequence[Span]) -> Tensor:
+        # Padded on the right whatever the tokenizer prefers: on the left, models with a table of positions
+        # would give a text other positions in other company.
+        leading = [span.leading for span in spans]
+        batch = pad(chosen, self.work.base.tokenizer.pad_token_id, leading=leading)
+        tokens = batch["input_ids"].shape[1]
+        self.host.rows.set(
+            [
+                replace(span, padding=tokens - span.leading - int(encoded.lengths[indices].max()))
+                for span, (encoded, indices) in zip(spans, chosen, strict=True)
+            ],
+            tokens,
+        )
+        there = {name: tensor.to(self.device) for name, tensor in batch.items()}
+        with self._precision():
+            output = self.host.model(**self.host.arguments(there))
+        logits: Tensor = output.logits
+        return logits
+
+    def _precision(self) -> AbstractContextManager[object]:
+        """Mixed precision for models whose own weights train, in fp32; a frozen base has its own dtype."""
+        if self._autocast:
+            return torch.autocast(self.device.type, dtype=self.work.base.dtype)
+        return nullcontext()
+
+    def logits(self, slots: Sequence[Occupant], encoded: Encoded) -> Tensor:
+        """Every slot on every example: [slots, examples, classes] fp32, on the processor.
+
+        Out of memory, batches are halved, down to single rows.
+        """
+        outputs: list[Tensor] = []
+        left = slots
+        try:
+            while left:
+                groups = self._groups(left)
+                left = left[sum(map(len, groups)) :]
+                tokens = self._evaluation_tokens // len(groups)
+                evaluate = functools.partial(self._logits, encoded=encoded, tokens=tokens)
+                outputs += [done.result() for done in self.lanes.run(evaluate, groups)]
+            return torch.cat(outputs)
+        except SharedInputError:
+            self.width = 1
+        except RuntimeError as error:
+            if not _out_of_memory(error) or self._evaluation_tokens < 2:
+                raise
+            self._evaluation_tokens //= 2
+        return self.logits(slots, encoded)
+
+    @torch.inference_mode()
+    def _logits(self, slots: Sequence[Occupant], encoded: Encoded, tokens: int) -> Tensor:
+        results: Tensor | None = None
+        for indices in evaluation_batches(encoded.lengths, max(1, tokens // len(slots))):
+            chosen = [(encoded, indices)] * len(slots)
+            logits = self._forward(chosen, _spans(slots, chosen, training=False)).float().cpu()
+            if results is None:
+                results = torch.empty(len(slots), len(encoded), logits.shape[-1])
+            results[:, torch.from_numpy(indices.copy())] = logits.view(len(slots), len(indices), -1)
+        if results is None:
+            raise ValueError("an empty split cannot be evaluated")
+        return results
+
+    def evaluate(self, slots: Sequence[Slot], notify: Notify) -> None:
+        """Validate the slots given, in shared forwards, and record what they reached."""
+        by_length: dict[int, list[Slot]] = {}
+        for slot in slots:
+            by_length.setdefault(slot.max_length, []).append(slot)
+        task = self.work.task
+        for max_length, group in by_length.items():
+            encoded = self.work.encoded("validation", max_length)
+            labels = _labels(encoded)
+            for slot, logits in zip(group, self.logits(group, encoded), strict=True):
+                weights = None if slot.class_weights is None else slot.class_weights.cpu()
+                loss = float(task.loss(logits, torch.from_numpy(labels), weights))
+                if not bool(torch.isfinite(logits).all()):
+                    slot.failure = f"the validation outputs are not finite after step {slot.progress.step}"
+                    continue
+                probabilities = task.probabilities(logits)
+                metrics = task.metrics(labels, probabilities)
+                point = slot.record(self.work.metric, metrics, loss, probabilities)
+                notify(event_of("evaluated", slot, point=point))
+
+    def outcome(self, slot: Slot) -> Outcome:
+        """What a finished trial reached: best weights restored, probabilities on every split but train."""
+        probabilities: dict[str, FloatArray] = {}
+        if slot.failure is None and slot.best_probabilities is not None:
+            slot.restore_best()
+            probabilities["validation"] = slot.best_probabilities
+            if "test" in self.work.splits:
+                encoded = self.work.encoded("test", slot.max_length)
+                probabilities["test"] = self.work.task.probabilities(self.logits([slot], encoded)[0])
+        return Outcome(slot.trial, slot, self.host, probabilities, slot.seconds(), slot.failure, slot.pruned)
+
+
+def _spans(
+    slots: Sequence[Occupant], chosen: Sequence[tuple[Encoded, IntArray]], training: bool
+) -> list[Span]:
+    rows = [len(indices) for _, indices in chosen]
+    ends = np.cumsum(rows).tolist()
+    return [
+        slot.span(stop - count, stop, training) for slot, stop, count in zip(slots, ends, rows, strict=True)
+    ]
+
+
+def _labels(encoded: Encoded) -> IntArray:
+    if encoded.labels is None:
+        raise ValueError("this split has no labels")
+    return encoded.labels
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    words = ("can't allocate memory", "out of memory")
+    told = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    return told or isinstance(error, torch.OutOfMemoryError)
