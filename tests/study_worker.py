@@ -50,8 +50,13 @@ def metric(suggestion: Suggestion, step: int) -> float:
     return 1 - 0.1 * abs(math.log10(suggestion.training["learning_rate"]) + 3) - 0.3 / step
 
 
-def take_part(study: Study, note: Callable[[str, int], None] = lambda what, number: None) -> list[Suggestion]:
-    """Run trials, as many at a time as there are slots, one evaluation after the other, to the end."""
+def take_part(
+    study: Study, note: Callable[[str, int], None] = lambda what, number: None, seconds: float = 0.0
+) -> list[Suggestion]:
+    """Run trials, as many at a time as there are slots, one evaluation after the other, to the end.
+
+    seconds: how long training to an evaluation takes.
+    """
     asked: list[Suggestion] = []
     running: list[tuple[Suggestion, int]] = []
     while True:
@@ -62,6 +67,7 @@ def take_part(study: Study, note: Callable[[str, int], None] = lambda what, numb
         if not running:
             return asked
         suggestion, step = running.pop(0)
+        time.sleep(seconds)
         value = metric(suggestion, step)
         if study.report(suggestion.number, step, value):
             study.tell(suggestion.number, None, "pruned")
@@ -84,5 +90,6 @@ def main(folder: str, log: str, settings: str, company: int) -> None:
         note("open", -1)
         while Path(log).read_text().count(" open ") < company:
             time.sleep(0.001)
-        take_part(study, note)
+        # In company it takes a moment, as training does: else one is through before the other has the lock.
+        take_part(study, note, seconds=0.01 if company > 1 else 0.0)
     note("done", -1)
