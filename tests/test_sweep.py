@@ -158,8 +158,11 @@ def test_the_family_itself_is_searched_and_one_failing_trial_fails_alone(
         {"method": "full", "training": {"learning_rate": 1e-3}},
         {"method": "series", "training": {"learning_rate": 1e30, "max_grad_norm": 0}},
     ]
-    values = settings(tiny_data, tmp_path / "run", methods=methods, trials=5, sampler="grid")
-    results = sweep(values)
+    values = settings(tiny_data, tmp_path / "run", methods=methods, trials=6, sampler="grid")
+    events: list[Event] = []
+    results = sweep(values, events)
+    notes = [event.message for event in events if event.kind == "note"]
+    assert notes == ["The space has 5 points: the sweep ends when each was tried, after 5 trials."]
     assert results.search is not None
     tried = {(trial.method, trial.parameters.get("r")): trial for trial in results.search.trials}
     assert set(tried) == {("lora", 1), ("lora", 2), ("ia3", None), ("full", None), ("series", None)}

@@ -148,7 +148,7 @@ def sweep(
 
 
 def sweep_settings(source: str, given: Mapping[str, Any]) -> tuple[SweepConfig, tuple[str, ...]]:
-    """A sweep's settings, and what a user should know of them.
+    """A sweep's settings, and what in a file of W&B has no effect.
 
     Raises UserError with everything that is wrong, data and base included.
     """
@@ -163,9 +163,7 @@ def sweep_settings(source: str, given: Mapping[str, Any]) -> tuple[SweepConfig, 
         settings, notes = read_wandb_file(values, given)
     else:
         settings = overlay(values, given)
-    found: list[str] = list(notes)
-    config = checked(SweepConfig, settings, lambda config: found.extend(make_plan(config).notes))
-    return config, tuple(found)
+    return checked(SweepConfig, settings, make_plan), notes
 
 
 def describe(source: str | Path | DataConfig, *, bases: Sequence[str] = (), **data: Any) -> Description:

@@ -106,7 +106,7 @@ class Display:
             case "failed":
                 self._rows.pop(event.key, None)
                 self.console.print(f"[red]{event.key} failed:[/] {escape(event.message)}")
-            case "narrowed":
+            case "narrowed" | "note":
                 self.console.print(f"[yellow]{escape(event.message)}[/]")
             case "measuring":
                 self._note = f"Measuring what {event.key} costs alone"

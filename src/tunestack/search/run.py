@@ -46,6 +46,8 @@ def run_sweep(config: SweepConfig, notify: Notify = lambda event: None) -> Resul
     same call, and share the trials: what they write at their ends is whole once the last one is done.
     """
     plan = make_plan(config)
+    for note in plan.notes:
+        notify(Event("note", "", message=note))
     folder = RunFolder.open(as_comparison(plan))
     write_text(folder.path / "config.yaml", to_yaml(plan.config.model_dump(mode="json")))
     with Study.open(plan.config, folder.path) as study:
@@ -270,7 +272,7 @@ class _Sweep:
         found = []
         for point in self.study.trials():
             path = self._path(point.number)
-            if path.exists():
+            if point.state != "running" and path.exists():  # written before the study is told
                 found.append(SearchTrial.model_validate_json(path.read_text(encoding="utf-8")))
             else:
                 found.append(

@@ -180,7 +180,9 @@ def _dimension(value: Any, where: str) -> Dimension:
         return Dimension.model_validate(value)
     except ValidationError as error:
         expected = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise UserError(Problem(where, expected, repr(value), "Correct it.")) from error
+        raise UserError(
+            Problem(where, expected, repr(value), "Give `values`, or `min` and `max`.")
+        ) from error
 
 
 def _parameter(parameter: Any, where: str) -> tuple[str, Any]:
@@ -207,7 +209,7 @@ def _parameter(parameter: Any, where: str) -> tuple[str, Any]:
         raise wrong("a range or a list", fix)
     low, high, q = (parameter.get(key, default) for key, default in (("min", None), ("max", None), ("q", 1)))
     if not (_is_number(low) and _is_number(high) and _is_number(q) and q > 0):
-        raise wrong("numbers as min and max, and q above 0", "Correct it.")
+        raise wrong("numbers as min and max, and q above 0", "Write plain numbers there.")
     if kind in EXPONENTS and (0 < low <= high <= 1 or high > LARGEST_EXPONENT):
         fix = f"Write distribution: {kind}_values, which takes the values themselves."
         raise wrong(f"exponents of e as min and max of {kind}", fix)

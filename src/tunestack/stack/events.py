@@ -14,10 +14,13 @@ from tunestack.stack.slot import Slot
 class Event:
     """Something that happened to a trial, for whoever shows progress.
 
-    steps: of how many. point: the evaluation, with kind "evaluated". message: with kind "failed".
+    steps: of how many. point: the evaluation, with kind "evaluated". message: with kinds "failed", "narrowed"
+    and "note".
     """
 
-    kind: Literal["started", "step", "evaluated", "finished", "failed", "pruned", "narrowed", "measuring"]
+    kind: Literal[
+        "started", "step", "evaluated", "finished", "failed", "pruned", "narrowed", "measuring", "note"
+    ]
     key: str
     step: int = 0
     steps: int = 0
