@@ -199,7 +199,7 @@ def measure_stack(settings: Settings) -> Measurement:
     if failures := [slot.failure for slot in slots if slot.failure]:
         raise RuntimeError(failures[0])
     validation = work.encoded("validation", MAX_LENGTH)
-    predicted = stack.logits(slots, validation).argmax(-1).numpy()
+    predicted = stack.outputs(slots, validation).argmax(-1).numpy()
     average = "binary" if len(work.task.label_names) == 2 else "macro"
     weights = slots[0].class_weights
     assert weights is not None

@@ -324,7 +324,7 @@ def test_at_the_start_parallel_is_the_base_and_series_is_near_it(tmp_path: Path,
         stack, slot = (
             open_slot(base, method, bottleneck_size=8) if method != "lora" else open_slot(base, "lora")
         )
-        logits[method] = stack.logits([slot], stack.work.encoded("validation", 512))[0]
+        logits[method] = stack.outputs([slot], stack.work.encoded("validation", 512))[0]
     torch.testing.assert_close(logits["parallel"], logits["lora"], rtol=1e-5, atol=1e-6)
     distance = float((logits["series"] - logits["lora"]).abs().max())
     assert 1e-5 < distance < 0.1

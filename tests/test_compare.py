@@ -179,7 +179,7 @@ def test_every_lora_adapter_loads_with_peft_on_the_plain_base(
     assert done.returncode == 0, done.stderr
     for folder, theirs in json.loads(done.stdout).items():
         predictor = predictors[folder]
-        ours = predictor._stack.logits([predictor._seat], encoded)[0]
+        ours = predictor._stack.outputs([predictor._seat], encoded)[0]
         torch.testing.assert_close(ours, torch.tensor(theirs["logits"]), rtol=0, atol=1e-5)
         counted = costs[adapters[folder]]
         assert [counted.trainable_parameters, counted.total_parameters] == theirs["counts"]

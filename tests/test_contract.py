@@ -204,7 +204,7 @@ def gradients(slot: Slot) -> dict[str, Tensor]:
 
 
 def logits_of(stack: Stack, slots: list[Any]) -> Tensor:
-    return stack.logits(slots, stack.work.encoded("validation", 512))
+    return stack.outputs(slots, stack.work.encoded("validation", 512))
 
 
 def whole_batch(work: Workload) -> dict[str, Tensor]:
@@ -383,7 +383,7 @@ def test_whole_trainings_together_equal_those_alone(tmp_path: Path, kind: str, d
         else:
             assert together[key].failure is ended.failure is None
             np.testing.assert_allclose(
-                together[key].probabilities["validation"], ended.probabilities["validation"], atol=0.1
+                together[key].answers["validation"], ended.answers["validation"], atol=0.1
             )
 
 
@@ -418,7 +418,7 @@ def test_everything_loads_in_a_fresh_process(tmp_path: Path) -> None:
                 folder
             )
             places[folder.name] = str(folder)
-            expected[folder.name] = work.task.probabilities(stack.logits([slot], encoded)[0])
+            expected[folder.name] = stack.answers([slot], encoded)[0].given
     asked, answered = tmp_path / "asked.json", tmp_path / "answered.json"
     asked.write_text(json.dumps([places, texts]))
     done = subprocess.run(

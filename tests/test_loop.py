@@ -126,7 +126,7 @@ def test_the_best_epoch_is_restored(tmp_path: Path) -> None:
     shorter = tiny.trial(base, "one", seed, epochs=best + 1, learning_rate=3e-2)
     tiny.assert_close(ended.best, tiny.run(work, [shorter])["one"].final, 1e-6)
     assert any(not torch.equal(ended.best[name], ended.final[name]) for name in ended.best)
-    accuracy = np.mean(ended.probabilities["validation"].argmax(1) == work.splits["validation"]["label"])
+    accuracy = np.mean(ended.answers["validation"].argmax(1) == work.splits["validation"]["label"])
     assert accuracy == pytest.approx(values[best])
 
 
@@ -163,7 +163,7 @@ def test_a_trial_that_fails_fails_alone(tmp_path: Path, kind: str) -> None:
             tiny.assert_same(ended[key], expected)
         for trial in bad:
             assert ended[trial.key].failure
-            assert not ended[trial.key].probabilities
+            assert not ended[trial.key].answers
     failed = {event.key: event.message for event in events if event.kind == "failed"}
     assert set(failed) == {trial.key for trial in bad}
     assert "loss became nan at step 0" in failed["overflows"]

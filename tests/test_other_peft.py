@@ -77,7 +77,7 @@ def test_it_trains_and_what_it_saves_is_pefts(tmp_path: Path, base: Base, name: 
     assert not torch.equal(start, slot.flat)
     assert all(torch.equal(parameter, frozen[n]) for n, parameter in base_parameters(stack))
     encoded = stack.work.encoded("validation", 512)
-    expected = stack.logits([slot], encoded)[0]
+    expected = stack.outputs([slot], encoded)[0]
 
     slot.trial.method.save(tmp_path, slot.config, slot.adapter, stack.host, "base")
     plain = base.load_model(stack.work.task.auto_class, stack.work.task.model_config(base)).model
@@ -89,7 +89,7 @@ def test_it_trains_and_what_it_saves_is_pefts(tmp_path: Path, base: Base, name: 
     fresh = Stack(stack.work, base.load_model(stack.work.task.auto_class, stack.work.task.model_config(base)))
     adapter = slot.trial.method.attach(slot.trial.method.read_config(tmp_path), fresh.host, 0, seed=9)
     adapter.load(read_tensors(tmp_path))
-    torch.testing.assert_close(fresh.logits([Seat()], encoded)[0], expected, rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close(fresh.outputs([Seat()], encoded)[0], expected, rtol=1e-4, atol=2e-5)
 
 
 def base_parameters(stack: Stack) -> list[tuple[str, torch.Tensor]]:

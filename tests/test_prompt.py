@@ -112,7 +112,7 @@ def test_outputs_and_all_gradients_equal_pefts(
     loss.backward()
 
     assert stack._backward([slot])[0] == pytest.approx(loss.item(), abs=1e-5)
-    logits = stack.logits([slot], encoded)[0][torch.from_numpy(indices)]
+    logits = stack.outputs([slot], encoded)[0][torch.from_numpy(indices)]
     torch.testing.assert_close(logits, expected.detach(), rtol=1e-5, atol=1e-5)
     known = dict(theirs.named_parameters())
     gradients = {name: known[in_peft(theirs, name)].grad for name in slot.adapter.parameters}
@@ -150,7 +150,7 @@ def test_t5_reads_the_prompt_in_its_encoder_alone(tmp_path: Path, kind: str) -> 
     loss.backward()
 
     assert stack._backward([slot])[0] == pytest.approx(loss.item(), abs=1e-5)
-    logits = stack.logits([slot], encoded)[0][torch.from_numpy(indices)]
+    logits = stack.outputs([slot], encoded)[0][torch.from_numpy(indices)]
     torch.testing.assert_close(logits, expected.detach(), rtol=1e-5, atol=1e-5)
     ours = {name: parameter.grad for name, parameter in slot.adapter.parameters.items()}
     assert_close_scaled(ours, {name: tensor.grad for name, tensor in weights.items()})
@@ -275,7 +275,7 @@ def test_on_a_bf16_base_weights_and_gradients_stay_fp32(tmp_path: Path, method: 
         oracle.disturb(slot)
         stack._backward([slot])
         assert all(parameter.dtype == torch.float32 for parameter in slot.adapter.parameters.values())
-        logits[dtype] = stack.logits([slot], stack.work.encoded("validation", 512))[0]
+        logits[dtype] = stack.outputs([slot], stack.work.encoded("validation", 512))[0]
         gradients[dtype] = slot.grad
     assert not torch.equal(logits["bfloat16"], logits["float32"])
     torch.testing.assert_close(logits["bfloat16"], logits["float32"], rtol=0, atol=0.1)

@@ -51,11 +51,11 @@ def test_a_slot_that_comes_later_gets_nothing_of_its_neighbours(tmp_path: Path, 
     shared, own = stack(), stack()
     first = shared.open(trials[0])
     shared.step([first], lambda event: None)
-    before = shared.logits([first], encoded)
+    before = shared.outputs([first], encoded)
     second = shared.open(trials[1])
     alone = own.open(trials[1])
-    torch.testing.assert_close(shared.logits([second], encoded), own.logits([alone], encoded))
-    torch.testing.assert_close(shared.logits([second, first], encoded)[1], before[0])
+    torch.testing.assert_close(shared.outputs([second], encoded), own.outputs([alone], encoded))
+    torch.testing.assert_close(shared.outputs([second, first], encoded)[1], before[0])
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "electra", "gpt2", "opt"])
@@ -270,7 +270,7 @@ def test_full_fine_tuning_equals_a_plain_loop(tmp_path: Path, kind: str) -> None
         def close(self, slot: Slot) -> None:
             find_method("full").save(tmp_path / "full", slot.config, slot.adapter, self.host, base.name)
             encoded = work.encoded("validation", 512)
-            expected.append(self.logits([slot], encoded)[0])
+            expected.append(self.outputs([slot], encoded)[0])
             super().close(slot)
 
     expected: list[torch.Tensor] = []

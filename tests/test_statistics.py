@@ -9,13 +9,13 @@ from scipy import special, stats
 from sklearn import metrics as sk
 
 from tunestack.comparison.statistics import (
-    Predictions,
     compare_to_best,
     holm,
     mcnemar,
     paired_bootstrap,
     summarize,
 )
+from tunestack.tasks.answers import Predictions
 from tunestack.tasks.metrics import classification_metrics, known_metrics
 
 POSITIVE_SHARE = 0.43

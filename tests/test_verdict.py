@@ -4,6 +4,9 @@ import pytest
 
 from tunestack.comparison.verdict import cheapest, decide
 from tunestack.results import Candidate, Comparison, Costs, Interval, SeedResult, SplitScores, Summary
+from tunestack.tasks.metrics import METRICS
+
+F1 = METRICS["f1"]
 
 
 def candidate(
@@ -50,7 +53,8 @@ def candidate(
 
 def test_a_winner_that_beats_every_other():
     found = decide(
-        [candidate("Y", 0.77, 0.031, True), candidate("X", 0.801), candidate("Z", 0.7, 0.1, True)], "f1"
+        [candidate("Y", 0.77, 0.031, True), candidate("X", 0.801), candidate("Z", 0.7, 0.1, True)],
+        F1,
     )
     assert (found.best, found.ship, found.clear) == ("X", "X", True)
     assert found.sentence == "X wins by 0.031 F1 [0.011, 0.051] over Y."
@@ -63,7 +67,7 @@ def test_one_that_is_not_beaten_is_enough_for_no_winner():
             candidate("Y", 0.77, 0.03, True, speed=99),
             candidate("Z", 0.79, 0.01, speed=20),
         ],
-        "f1",
+        F1,
     )
     assert (found.best, found.ship, found.clear) == ("X", "Z", False)
     assert found.sentence == (
@@ -80,14 +84,14 @@ def test_the_largest_difference_is_among_those_within_noise():
             candidate("C", 0.785, 0.015, speed=9, train=50, metric="mcc"),
             candidate("D", 0.5, 0.3, True, speed=1000, metric="mcc"),
         ],
-        "mcc",
+        METRICS["mcc"],
     )
     assert "B and C are within noise of the best, A (largest difference 0.015 MCC)" in found.sentence
     assert found.ship == "B"
 
 
 def test_without_any_cost_the_best_is_shipped_and_the_sentence_says_why():
-    found = decide([candidate("A", 0.80), candidate("B", 0.79, 0.01)], "f1")
+    found = decide([candidate("A", 0.80), candidate("B", 0.79, 0.01)], F1)
     assert found.ship == "A"
     assert "no costs to choose by" in found.sentence
 
@@ -104,7 +108,7 @@ def test_without_any_cost_the_best_is_shipped_and_the_sentence_says_why():
     ],
 )
 def test_a_dear_winner_is_said_to_be(winner, runner_up, words):
-    found = decide([candidate("X", 0.8, **winner), candidate("Y", 0.7, 0.1, True, **runner_up)], "f1")
+    found = decide([candidate("X", 0.8, **winner), candidate("Y", 0.7, 0.1, True, **runner_up)], F1)
     assert found.sentence == f"X wins by 0.100 F1 [0.080, 0.120] over Y{words}."
 
 
@@ -124,7 +128,7 @@ def test_the_cheapest_is_fast_first_quick_to_train_second():
 
 def test_failed_candidates_are_never_chosen_and_are_named():
     failed = candidate("broken", speed=1e9)
-    found = decide([failed, candidate("X", 0.8, speed=1), candidate("Y", 0.79, 0.01, speed=2)], "f1")
+    found = decide([failed, candidate("X", 0.8, speed=1), candidate("Y", 0.79, 0.01, speed=2)], F1)
     assert found.ship == "Y"
     assert found.sentence.endswith("(broken did not finish).")
 
@@ -132,27 +136,27 @@ def test_failed_candidates_are_never_chosen_and_are_named():
 def test_a_winner_whose_seeds_failed_is_said_to():
     winner = candidate("X", 0.9, seeds=3)
     winner.seeds[1] = SeedResult(seed=1, failure="NaN")
-    found = decide([winner, candidate("Y", 0.7, 0.2, True)], "f1")
+    found = decide([winner, candidate("Y", 0.7, 0.2, True)], F1)
     assert "1 of 3 seeds of X failed" in found.sentence
 
 
 def test_only_one_finished():
-    found = decide([candidate("X", 0.8), candidate("broken"), candidate("too")], "f1")
+    found = decide([candidate("X", 0.8), candidate("broken"), candidate("too")], F1)
     assert (found.best, found.ship, found.clear) == ("X", "X", False)
     assert found.sentence == (
         "Only one candidate of 3 finished, so there is nothing to compare: X reaches 0.800 F1 [0.780, 0.820]."
     )
-    assert decide([candidate("X", 0.8)], "f1").sentence.endswith("there is nothing to compare it with.")
+    assert decide([candidate("X", 0.8)], F1).sentence.endswith("there is nothing to compare it with.")
 
 
 def test_none_finished():
-    assert decide([candidate("broken")], "f1") is None
-    assert decide([], "f1") is None
+    assert decide([candidate("broken")], F1) is None
+    assert decide([], F1) is None
 
 
 def test_the_majority_class_that_nothing_beats_clearly():
     majority = candidate("majority", 0.60, 0.01, method="majority", metric="accuracy")
-    found = decide([candidate("X", 0.61, speed=5, metric="accuracy"), majority], "accuracy")
+    found = decide([candidate("X", 0.61, speed=5, metric="accuracy"), majority], METRICS["accuracy"])
     assert (found.best, found.ship, found.clear) == ("X", "majority", False)
     assert found.sentence == (
         "Nothing is shown to beat always answering the most frequent class: X leads by 0.010 accuracy "
@@ -165,26 +169,26 @@ def test_the_majority_class_that_nothing_beats_clearly():
 def test_the_majority_class_that_is_itself_the_best(significant):
     majority = candidate("majority", 0.65, method="majority", metric="accuracy")
     other = candidate("X", 0.61, 0.04, significant, metric="accuracy")
-    found = decide([other, majority], "accuracy")
+    found = decide([other, majority], METRICS["accuracy"])
     assert (found.best, found.ship, found.clear) == ("majority", "majority", significant)
     assert found.sentence.startswith("Nothing beats always answering the most frequent class (0.650 accuracy")
 
 
 def test_one_seed_is_said_of_trained_methods_only():
     found = decide(
-        [candidate("X", 0.8, seeds=1), candidate("Y", 0.7, 0.1, True, seeds=1, method="tfidf")], "f1"
+        [candidate("X", 0.8, seeds=1), candidate("Y", 0.7, 0.1, True, seeds=1, method="tfidf")], F1
     )
     assert found.sentence.endswith("over Y (X ran with one seed, whose luck no interval shows).")
 
 
 def test_equal_means_follow_the_comparisons():
-    found = decide([candidate("A", 0.8, 0.0), candidate("B", 0.8)], "f1")
+    found = decide([candidate("A", 0.8, 0.0), candidate("B", 0.8)], F1)
     assert found.best == "B"
 
 
 def test_many_names_are_cut():
     tied = [candidate(f"c{i}", 0.79, 0.01) for i in range(6)]
-    sentence = decide([candidate("X", 0.8), *tied], "f1").sentence
+    sentence = decide([candidate("X", 0.8), *tied], F1).sentence
     assert "c0, c1, c2 and 3 others are within noise of the best, X" in sentence
 
 
@@ -192,13 +196,14 @@ def test_one_that_is_only_too_noisy_to_tell_is_not_shipped():
     """However cheap: its mean is below all that the best itself may be."""
     noisy = candidate("noisy", 0.344, 0.495, speed=900)
     noisy.validation["f1"].interval = Interval(low=0.0, high=1.0)
-    found = decide([candidate("probe", 0.839, speed=100), noisy], "f1")
+    found = decide([candidate("probe", 0.839, speed=100), noisy], F1)
     assert (found.best, found.ship, found.clear) == ("probe", "probe", False)
     assert found.sentence == (
         "No clear winner: noisy varies too much to be told from the best, probe: ship that."
     )
     found = decide(
-        [candidate("probe", 0.839, speed=100), candidate("near", 0.83, 0.009, speed=200), noisy], "f1"
+        [candidate("probe", 0.839, speed=100), candidate("near", 0.83, 0.009, speed=200), noisy],
+        F1,
     )
     assert found.ship == "near"
     assert found.sentence.endswith("ship the cheapest, near; noisy too noisy to tell.")

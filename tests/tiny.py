@@ -113,7 +113,7 @@ class Ended:
         self.curve = outcome.slot.progress.curve
         self.best_epoch = outcome.slot.progress.best_epoch
         self.steps = outcome.slot.progress.step
-        self.probabilities = outcome.probabilities
+        self.answers = outcome.answers
         self.failure = outcome.failure
 
 
@@ -239,9 +239,9 @@ def assert_same(ours: Ended, theirs: Ended, atol: float = TOLERANCE) -> None:
     assert ours.best_epoch == theirs.best_epoch
     assert_close(ours.final, theirs.final, atol)
     assert_close(ours.best, theirs.best, atol)
-    assert set(ours.probabilities) == set(theirs.probabilities)
-    for split, probabilities in ours.probabilities.items():
-        np.testing.assert_allclose(probabilities, theirs.probabilities[split], atol=1e-4)
+    assert set(ours.answers) == set(theirs.answers)
+    for split, given in ours.answers.items():
+        np.testing.assert_allclose(given, theirs.answers[split], atol=1e-4)
 
 
 def alone(work: Workload, trials: list[Trial]) -> dict[str, Ended]:

@@ -28,7 +28,9 @@ from tunestack.methods.base import (
 )
 from tunestack.methods.registry import METHODS, find_method
 from tunestack.methods.sites import Host
+from tunestack.tasks.base import Task
 from tunestack.tasks.classification import SequenceClassification
+from tunestack.tasks.registry import make_task
 
 _PROBE = 7919
 """A number of labels that no other size of a model has: what has it is the last layer of the head."""
@@ -51,9 +53,9 @@ class SavedAdapter:
     plain: bool = False
 
     @property
-    def task(self) -> SequenceClassification:
+    def task(self) -> Task:
         """What it solves."""
-        return SequenceClassification(self.description.label_names)
+        return make_task(self.description.task, self.description.label_names)
 
     def place(self, host: Host, slot: int) -> Adapter:
         """Its weights, placed into a host of its base. Raises UserError for weights that do not fit it."""

@@ -23,6 +23,7 @@ __all__ = ["Predictor", "compare", "describe", "load", "sweep"]
 def compare(
     source: str | Path,
     *,
+    task: str | Mapping[str, Any] | None = None,
     methods: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None = None,
     bases: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None = None,
     seeds: int | Sequence[int] | None = None,
@@ -37,8 +38,9 @@ def compare(
 ) -> Results:
     """Train every candidate, compare them, and say which one to ship.
 
-    source: a YAML configuration, or labelled text (a file, a folder, a Hub data set id). methods, bases:
-    names, or mappings with their fields. seeds: how many, or which. training: fields of `TrainingConfig`.
+    source: a YAML configuration, or labelled text (a file, a folder, a Hub data set id). task, methods,
+    bases: names, or mappings with their fields; the task is classification unless another is named. seeds:
+    how many, or which. training: fields of `TrainingConfig`.
     measure_costs: False saves the seconds that it takes. track: who is told: mlflow, tensorboard, wandb.
     output: the run folder; the same call resumes it.
     data: fields of `DataConfig` (`text="text"`, `label="target"`, ...). What is given here stands above
@@ -50,6 +52,7 @@ def compare(
     _check_arguments(source, data)
     given = {
         "data": data,
+        "task": task,
         "training": training or {},
         "methods": _several(methods),
         "bases": _several(bases),
@@ -81,12 +84,15 @@ def comparison(values: Mapping[str, Any]) -> CompareConfig:
 
         return make_plan(config)
 
-    return checked(CompareConfig, values, plan)
+    from tunestack.comparison.plan import with_metric
+
+    return with_metric(checked(CompareConfig, values, plan))
 
 
 def sweep(
     source: str | Path,
     *,
+    task: str | Mapping[str, Any] | None = None,
     methods: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None = None,
     base: str | Mapping[str, Any] | None = None,
     search: Mapping[str, Any] | None = None,
@@ -117,6 +123,7 @@ def sweep(
     _check_arguments(source, data)
     given = {
         "data": data,
+        "task": task,
         "training": training or {},
         "methods": _several(methods),
         "base": base,
@@ -152,6 +159,7 @@ def sweep_settings(source: str, given: Mapping[str, Any]) -> tuple[SweepConfig, 
 
     Raises UserError with everything that is wrong, data and base included.
     """
+    from tunestack.comparison.plan import with_metric
     from tunestack.search.config import SweepConfig
     from tunestack.search.plan import make_plan
     from tunestack.search.wandb_file import is_wandb_file, read_wandb_file
@@ -163,7 +171,7 @@ def sweep_settings(source: str, given: Mapping[str, Any]) -> tuple[SweepConfig, 
         settings, notes = read_wandb_file(values, given)
     else:
         settings = overlay(values, given)
-    return checked(SweepConfig, settings, make_plan), notes
+    return with_metric(checked(SweepConfig, settings, make_plan)), notes
 
 
 def describe(source: str | Path | DataConfig, *, bases: Sequence[str] = (), **data: Any) -> Description:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from tunestack.config import BaseConfig
+from tunestack.config import BaseConfig, TaskConfig
 from tunestack.errors import Problem, UserError, did_you_mean
 from tunestack.files import write_text
 from tunestack.results import Candidate, Results, SeedResult
@@ -21,7 +21,8 @@ RESULTS = "results.json"
 class Description(BaseModel):
     """`tunestack.json`, beside the weights: what a tool needs to know to predict with them.
 
-    base: None for a baseline that needs none. max_length: longest input in tokens.
+    base: None for a baseline that needs none. max_length: longest input in tokens. text, text_pair,
+    columns: as they were in the data that it was trained on (`DataConfig`).
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -30,9 +31,11 @@ class Description(BaseModel):
     kind: Literal["method", "baseline"]
     method: str
     base: BaseConfig | None
+    task: TaskConfig = TaskConfig()
     label_names: list[str]
     text: str = "text"
     text_pair: str | None = None
+    columns: dict[str, str] = {}
     max_length: int = 512
 
     def save(self, folder: Path) -> None:

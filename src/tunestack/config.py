@@ -45,6 +45,8 @@ class DataConfig(Settings):
     """The column with the label: names or ids."""
     labels: dict[Label, Label] | list[Label] | None = None
     """Label names in id order, or a mapping from the values in the file to names."""
+    columns: dict[str, str] = {}
+    """Other columns that the task reads, by its own names for them: {question: q}."""
     positive_label: Label | None = None
     """With two classes: which one precision, recall and F1 are about. Default: the second."""
     train_size: float = Field(default=0.8, gt=0, lt=1)
@@ -178,11 +180,38 @@ Trackers = Annotated[list[str], BeforeValidator(lambda value: [value] if isinsta
 """Names of trackers; one alone needs no list."""
 
 
+class TaskConfig(Settings):
+    """What is to be solved, with the task's own settings.
+
+    They stand beside the name: `{name: question-answering, stride: 128}`.
+    """
+
+    name: str = "classification"
+    """The registered name: `tunestack tasks` lists them."""
+    options: dict[str, Any] = {}
+    """The task's own settings."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_fields(cls, value: Any) -> Any:
+        """Accept a bare name, and the task's own settings beside ours."""
+        if isinstance(value, str):
+            return {"name": value}
+        if not isinstance(value, dict):
+            return value
+        ours = {name: field for name, field in value.items() if name in cls.model_fields}
+        own = {name: field for name, field in value.items() if name not in cls.model_fields}
+        options = ours.get("options", {})
+        return {**ours, "options": {**options, **own}} if isinstance(options, dict) else ours
+
+
 class CompareConfig(Settings):
     """A comparison: every base with every method with every seed, on one task."""
 
     data: DataConfig
     """Where the labelled text is."""
+    task: TaskConfig = TaskConfig()
+    """What is to be solved: classification, ... `tunestack tasks` lists all. Command line: --task NAME."""
     bases: list[BaseConfig] = []
     """The models to train on. Command line: --base packaged:minilm-l6; else `bases: [packaged:minilm-l6]`."""
     methods: list[MethodConfig] = Field(min_length=1)
@@ -192,8 +221,9 @@ class CompareConfig(Settings):
     """How they train."""
     seeds: Seeds = [1, 2, 3]
     """Seeds of every candidate that has any randomness: a list, or how many."""
-    metric: str = "f1"
-    """What candidates are chosen by, on validation: f1 (macro beyond two classes), accuracy, mcc, ..."""
+    metric: str = "auto"
+    """What candidates are chosen by, on validation. auto: the task's own; of classification f1 (macro beyond
+    two classes), and accuracy, mcc, ... on request."""
     slots: int | None = Field(default=None, ge=1)
     """How many trials train together at most; default: as many as memory holds and speed gains by."""
     measure_costs: bool = True

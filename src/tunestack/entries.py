@@ -12,11 +12,11 @@ from transformers import PreTrainedModel
 from tunestack.bases import Base
 from tunestack.bases.base import head_modules
 from tunestack.config import TrainingConfig
-from tunestack.errors import Problem, Problems, UserError
+from tunestack.errors import Problems
 from tunestack.methods.base import Method
 from tunestack.methods.registry import METHODS
 from tunestack.settings import validated
-from tunestack.tasks.classification import SequenceClassification
+from tunestack.tasks.base import Task, not_for
 
 
 def own_fields(method: Method) -> set[str]:
@@ -63,25 +63,18 @@ class BaseCheck:
     """A base's skeleton on the meta device, made when the first method is checked against it."""
 
     base: Base
-    task: SequenceClassification
+    task: Task
     _skeleton: PreTrainedModel | None = field(default=None)
 
     @property
     def skeleton(self) -> PreTrainedModel:
-        """The model without weights. Raises UserError where transformers cannot make it a classifier."""
+        """The model without weights. Raises UserError where transformers has no such model for the task."""
         if self._skeleton is None:
             config = self.task.model_config(self.base)
             try:
                 self._skeleton = self.base.skeleton(self.task.auto_class, config)
             except ValueError as error:
-                raise UserError(
-                    Problem(
-                        self.base.name,
-                        "a model that transformers can classify sequences with",
-                        f"model_type {config.model_type!r}",
-                        "Choose another base.",
-                    )
-                ) from error
+                raise not_for(self.base.name, self.task, config.model_type) from error
         return self._skeleton
 
 
@@ -95,5 +88,6 @@ def method_config(method: Method, fields: Mapping[str, Any], check: BaseCheck | 
     skeleton = check.skeleton
     model_type = check.base.config.model_type
     settings = method.make_config(fields, model_type, head_modules(skeleton, model_type))
+    settings.task_type = check.task.peft_type
     method.check(settings, skeleton)
     return settings

@@ -51,10 +51,13 @@ class CurvePoint(Record):
 
 
 class SplitScores(Record):
-    """One trained model on one split. `confusion[i][j]`: examples of class i predicted as j."""
+    """One trained model on one split.
+
+    `confusion[i][j]`: examples of class i predicted as j; None where a task has no classes to confuse.
+    """
 
     metrics: dict[str, float]
-    confusion: list[list[int]]
+    confusion: list[list[int]] | None
     predictions_path: str
 
 
@@ -157,7 +160,10 @@ class Verdict(Record):
 
 
 class DataSummary(Record):
-    """The data: rows a split, label names in id order, rows per label a split, warnings for the reader."""
+    """The data: rows a split, label names in id order, rows per label a split, warnings for the reader.
+
+    Labels and their counts are empty for a task without labels.
+    """
 
     source: str
     rows: dict[str, int]
@@ -220,6 +226,7 @@ class Results(Record):
     schema_version: int = SCHEMA_VERSION
     created: str
     metric: str
+    task: str = "classification"
     data: DataSummary
     candidates: list[Candidate]
     verdict: Verdict | None

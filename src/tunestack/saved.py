@@ -20,25 +20,46 @@ if TYPE_CHECKING:
     from tunestack.bases import Base
     from tunestack.methods.base import Method
     from tunestack.stack.stack import Stack
-    from tunestack.tasks.classification import SequenceClassification
+    from tunestack.tasks.base import Given, Split, Task
 
 
 class Predictor(ABC):
     """A trained candidate, ready to predict.
 
-    label_names: in id order. text, text_pair: the columns it was trained on.
+    task: what it solves. label_names: in id order; empty where the task has none.
     """
 
-    def __init__(self, description: Description) -> None:
+    def __init__(self, description: Description, task: Task) -> None:
         self.description = description
-        self.label_names = tuple(description.label_names)
+        self.task = task
+        self.label_names = task.label_names
 
     def predict_proba(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> FloatArray:
         """Probabilities [texts, classes], classes in the order of `label_names`.
 
         pairs: the second texts, for a candidate that was trained on sentence pairs. Raises UserError where
-        they are missing, or too many.
+        they are missing, or too many, and for a task that has no probabilities.
         """
+        if not self.task.gives_probabilities:
+            found = f"the task {self.task.name}"
+            fix = "Use `predict`."
+            raise UserError(
+                Problem("predict_proba", "a task that gives each label a probability", found, fix)
+            )
+        split = self._split(texts, pairs)
+        return self.answers(split) if len(texts) else np.empty((0, len(self.label_names)))
+
+    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Any]:
+        """The answer to each text: of a classification the most probable label."""
+        split = self._split(texts, pairs)
+        return list(self.task.told(split, self.answers(split))["prediction"]) if len(texts) else []
+
+    @abstractmethod
+    def answers(self, split: Split) -> Given:
+        """Answers to at least one example, as the task has them. split: the columns that the task reads."""
+
+    def _split(self, texts: Sequence[str], pairs: Sequence[str] | None) -> dict[str, Any]:
+        """One or two columns of texts, as the task calls them. Raises UserError where they are no texts."""
         problems = Problems()
         for name, given in (("texts", texts), ("pairs", pairs)):
             if isinstance(given, str):
@@ -52,7 +73,8 @@ class Predictor(ABC):
             if others:
                 shown = f"{others[0]}, and {len(others) - 1} more"
                 problems.add(name, expected="texts", found=shown, fix="Leave them out, or make them texts.")
-        wanted = len(texts) if self.description.text_pair else None
+        names = list(self._columns(None))
+        wanted = len(texts) if len(names) > 1 else None
         found = None if pairs is None else len(pairs)
         if wanted != found and not problems:
             single = "none: it was trained on single texts"
@@ -63,15 +85,7 @@ class Predictor(ABC):
                 fix="Give `pairs` to what was trained on sentence pairs, and to nothing else.",
             )
         problems.raise_if_any()
-        return self._probabilities(texts, pairs) if len(texts) else np.empty((0, len(self.label_names)))
-
-    @abstractmethod
-    def _probabilities(self, texts: Sequence[str], pairs: Sequence[str] | None) -> FloatArray:
-        """Probabilities [texts, classes] of at least one text."""
-
-    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[str]:
-        """The most probable label of each text."""
-        return [self.label_names[index] for index in self.predict_proba(texts, pairs).argmax(axis=1)]
+        return dict(zip(names, (texts, pairs)))
 
     def predict_file(
         self,
@@ -93,7 +107,7 @@ class Predictor(ABC):
         from tunestack.data.tables import check_rows, iter_rows
 
         _check_target(source, target, overwrite)
-        wanted = self._columns(text, text_pair)
+        wanted = self._columns({"text": text, "text_pair": text_pair})
         columns = list(wanted.values())
         options = " and ".join(f"--{name.replace('_', '-')}" for name in wanted)
         check_rows(source, columns, f"Choose with {options} (in Python {'=, '.join(wanted)}=).")
@@ -102,52 +116,61 @@ class Predictor(ABC):
         with replacing(target) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             for frame in chunks:
+                split = {name: list(frame[column]) for name, column in wanted.items()}
+                told = self.task.told(split, self.answers(split))
                 if not done:
-                    new = ["prediction", *(f"prob_{name}" for name in self.label_names)]
-                    kept = [name for name in frame.columns if name not in new]
-                    writer.writerow([*kept, *new])
-                probabilities = self.predict_proba(*(list(frame[column]) for column in columns))
-                labels = [self.label_names[index] for index in probabilities.argmax(axis=1)]
+                    kept = [name for name in frame.columns if name not in told]
+                    writer.writerow([*kept, *told])
                 others = frame.reindex(columns=kept).astype(object)  # a column may end before the file does
                 values = others.where(others.notna(), "").to_numpy()
-                for row, label, probability in zip(values, labels, probabilities, strict=True):
-                    writer.writerow([*row, label, *(f"{value:.6f}" for value in probability)])
+                for row, answer in zip(values, zip(*told.values(), strict=True), strict=True):
+                    writer.writerow([*row, *map(_written, answer)])
                 done += len(frame)
                 yield done
 
-    def _columns(self, text: str | None, text_pair: str | None) -> dict[str, str]:
-        """The names of the columns, one or two, by what they hold."""
-        pair = self.description.text_pair
-        if text_pair is not None and not pair:
-            found = f"text_pair {text_pair!r}"
+    def _columns(self, given: Mapping[str, str | None] | None) -> dict[str, str]:
+        """The columns in a file, by the task's names. given: those that are called otherwise there."""
+        own = {"text": self.description.text, "text_pair": self.description.text_pair}
+        known = {**own, **self.description.columns}
+        names = [
+            name for name in self.task.inputs if name not in self.task.optional or known.get(name) is not None
+        ]
+        others = {name: column for name, column in (given or {}).items() if column is not None}
+        if "text_pair" in others and "text_pair" not in names:
+            found = f"text_pair {others['text_pair']!r}"
             fix = "Leave it out."
             raise UserError(Problem("text_pair", "none: it was trained on single texts", found, fix))
-        columns = {"text": text or self.description.text}
-        return {**columns, "text_pair": text_pair or pair} if pair else columns
+        return {name: others.get(name) or known.get(name) or name for name in names}
+
+
+def _written(value: Any) -> Any:
+    return f"{value:.6f}" if isinstance(value, float | np.floating) else value
 
 
 class _ModelPredictor(Predictor):
     """A saved adapter on its base, or a whole saved model, run through the same code as in training."""
 
     def __init__(self, description: Description, stack: Stack, seat: Any) -> None:
-        super().__init__(description)
+        super().__init__(description, stack.work.task)
         self._stack = stack
         self._seat = seat
 
-    def _probabilities(self, texts: Sequence[str], pairs: Sequence[str] | None) -> FloatArray:
-        work = self._stack.work
-        split = {"text": texts} if pairs is None else {"text": texts, "text_pair": pairs}
-        encoded = work.task.encode(work.base, split, self.description.max_length)
-        return work.task.probabilities(self._stack.logits([self._seat], encoded)[0])
+    def answers(self, split: Split) -> Given:
+        """Answers to at least one example, as the task has them."""
+        encoded = self.task.encode(self._stack.work.base, split, self.description.max_length)
+        return self._stack.answers([self._seat], encoded)[0].given
 
 
 class _BaselinePredictor(Predictor):
     def __init__(self, description: Description, fitted: Any) -> None:
-        super().__init__(description)
+        from tunestack.tasks.registry import make_task
+
+        super().__init__(description, make_task(description.task, description.label_names))
         self._fitted = fitted
 
-    def _probabilities(self, texts: Sequence[str], pairs: Sequence[str] | None) -> FloatArray:
-        result: FloatArray = self._fitted.probabilities(list(texts), pairs)
+    def answers(self, split: Split) -> Given:
+        """Answers to at least one example, as the task has them."""
+        result: Given = self._fitted.probabilities(list(split["text"]), split.get("text_pair"))
         return result
 
 
@@ -217,22 +240,22 @@ def _load_method(folder: Path, description: Description | None, here: Mapping[st
 def _load_whole(folder: Path, description: Description, here: Mapping[str, Any]) -> Predictor:
     from tunestack.bases import load_base
     from tunestack.methods.registry import find_method
-    from tunestack.tasks.classification import SequenceClassification
+    from tunestack.tasks.registry import make_task
 
     assert description.base is not None  # a method always has one
     base = load_base(description.base.model_copy(update={**here, "model": str(folder)}))
-    task = SequenceClassification(description.label_names)
+    task = make_task(description.task, description.label_names)
     stack = _open_stack(base, task, find_method(description.method))
     max_length = base.room_for_text(description.max_length)
     return _ModelPredictor(description.model_copy(update={"max_length": max_length}), stack, Seat())
 
 
-def _open_stack(base: Base, task: SequenceClassification, method: Method) -> Stack:
+def _open_stack(base: Base, task: Task, method: Method) -> Stack:
     """The base with its weights, in what the method trains it in."""
     from tunestack.stack.stack import Stack, Workload
 
     loaded = base.load_model(task.auto_class, task.model_config(base), method.weights_dtype(base.dtype))
-    return Stack(Workload(base, task, {}, "accuracy"), loaded, autocast=not method.stacks)
+    return Stack(Workload(base, task, {}, task.default_metric), loaded, autocast=not method.stacks)
 
 
 def _load_baseline(folder: Path, description: Description, here: Mapping[str, Any]) -> Predictor:

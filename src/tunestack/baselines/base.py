@@ -48,12 +48,13 @@ class Fitted(ABC):
 class Baseline(ABC):
     """A candidate that trains no transformer. The same data gives the same result: there are no seeds.
 
-    needs_base: whether it works on a base's frozen features. reads_text: whether its answers depend on the
-    text at all. options_class: its fields and defaults.
+    needs_base: whether it works on a base's frozen features. targets: what it can learn (`Task.target`).
+    reads_text: whether its answers depend on the text at all. options_class: its fields and defaults.
     """
 
     name: ClassVar[str]
     needs_base: ClassVar[bool] = False
+    targets: ClassVar[frozenset[str]] = frozenset({"classes"})
     reads_text: ClassVar[bool] = True
     options_class: ClassVar[type[Settings]]
 
@@ -67,6 +68,12 @@ class Baseline(ABC):
     def shared_options(self, shared: Mapping[str, Any]) -> dict[str, Any]:
         """The options that follow from settings of training, so that all candidates are treated alike."""
         return {}
+
+    def check_task(self, task: str, target: str | None) -> None:
+        """Raise UserError for a task that this baseline cannot do. target: what it would have to learn."""
+        if target not in self.targets:
+            expected = "a method, or a baseline that can do this task"
+            raise UserError(Problem(self.name, expected, f"the task {task}", "Leave it out."))
 
     @abstractmethod
     def fit(

@@ -195,7 +195,7 @@ def _first_token(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 def head_modules(model: nn.Module, model_type: str, fresh: Iterable[str] = ()) -> list[str]:
     """Full names of the head's modules, and of others whose weights the checkpoint lacks."""
     row = LAYOUTS.get(model_type)
-    wanted = row.head if row else ("classifier", "score")
+    wanted = {*(row.head if row else ()), "classifier", "score", "qa_outputs"}
     named = [name for name, _ in model.named_modules() if name in wanted]
     return named + sorted(
         name for name in fresh if not any(name == head or name.startswith(f"{head}.") for head in named)

@@ -19,6 +19,7 @@ from tunestack.cli.options import (
     Source,
     SplitSeed,
     Subset,
+    Task,
     Test,
     Text,
     TextPair,
@@ -70,6 +71,7 @@ def compare(
     train: Annotated[
         str | None, typer.Option(help="Data in place of what CONFIG.yaml names.", show_default=False)
     ] = None,
+    task: Task = None,
     text: Text = None,
     text_pair: TextPair = None,
     label: Label = None,
@@ -94,7 +96,11 @@ def compare(
         int | None, typer.Option(help="Seeds a candidate. [default: 3]", show_default=False)
     ] = None,
     metric: Annotated[
-        str | None, typer.Option(help="What candidates are chosen by. [default: f1]", show_default=False)
+        str | None,
+        typer.Option(
+            help="What candidates are chosen by. [default: the task's own; f1 for classification]",
+            show_default=False,
+        ),
     ] = None,
     learning_rate: Annotated[
         float | None, typer.Option(help="Peak learning rate, of every method.", show_default=False)
@@ -135,6 +141,7 @@ def compare(
 ) -> None:
     """Train every candidate, compare them, and say which one to ship."""
     flags = {
+        "task": task,
         "data": {
             "train": train,
             "text": text,
@@ -303,6 +310,20 @@ def methods(
         console.print(Markdown(page))
     else:
         print(page)
+
+
+@app.command()
+def tasks() -> None:
+    """List all tasks: what they are about, the columns that they read, what candidates are chosen by."""
+    from rich.table import Table
+
+    from tunestack.tasks.registry import TASKS
+
+    table = Table("task", "what", "columns", "metric", box=None)
+    for name, task in TASKS.items():
+        columns = ", ".join(f"({column})" if column in task.optional else column for column in task.inputs)
+        table.add_row(name, task.summary, columns, task.default_metric)
+    console.print(table)
 
 
 def _with_base_flags(values: dict[str, Any], dtype: str | None, trusted: list[str]) -> dict[str, Any]:

@@ -41,6 +41,12 @@ GroupDuplicates = Annotated[
         show_default=False,
     ),
 ]
+Task = Annotated[
+    str | None,
+    typer.Option(
+        help="What to solve, as `tunestack tasks` lists it. [default: classification]", show_default=False
+    ),
+]
 Bases = Annotated[
     list[str] | None,
     typer.Option(

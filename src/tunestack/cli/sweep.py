@@ -14,6 +14,7 @@ from tunestack.cli.options import (
     PositiveLabel,
     SplitSeed,
     Subset,
+    Task,
     Test,
     Text,
     TextPair,
@@ -37,6 +38,7 @@ def sweep(
     train: Annotated[
         str | None, typer.Option(help="Data in place of what CONFIG.yaml names.", show_default=False)
     ] = None,
+    task: Task = None,
     text: Text = None,
     text_pair: TextPair = None,
     label: Label = None,
@@ -81,7 +83,8 @@ def sweep(
         ),
     ] = None,
     metric: Annotated[
-        str | None, typer.Option(help="What is maximised on validation. [default: f1]", show_default=False)
+        str | None,
+        typer.Option(help="What is maximised on validation. [default: the task's own]", show_default=False),
     ] = None,
     epochs: Annotated[
         float | None, typer.Option(help="Passes over the data. [default: 5]", show_default=False)
@@ -113,6 +116,7 @@ def sweep(
 ) -> None:
     """Search hyper-parameters, many trials at a time on one frozen base."""
     flags: dict[str, Any] = {
+        "task": task,
         "data": {
             "train": train,
             "text": text,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from tunestack.config import TrainingConfig
 from tunestack.errors import Problems, did_you_mean
 from tunestack.files import slug, why_not_writable
-from tunestack.tasks.metrics import METRICS, known_metrics
+from tunestack.tasks.base import Task
 
 IDENTITY = "run.json"
 """The file by which a run folder is known."""
@@ -59,30 +59,21 @@ def check_names(names: Sequence[str], problems: Problems) -> None:
             )
 
 
-def check_metric(metric: str, classes: int | None, problems: Problems) -> None:
-    """Note a metric that this task does not have. classes: None where the data could not be read."""
-    known = known_metrics(classes) if classes else list(METRICS)
+def check_metric(metric: str, known: Collection[str], problems: Problems) -> None:
+    """Note a metric that this task does not have."""
     if metric not in known:
-        problems.add(
-            "metric", expected="a metric of this task", found=repr(metric), fix=did_you_mean(metric, known)
-        )
+        fix = did_you_mean(metric, known)
+        problems.add("metric", expected="a metric of this task", found=repr(metric), fix=fix)
 
 
 def check_class_weights(
-    shared: TrainingConfig, own: Mapping[str, TrainingConfig], label_names: Sequence[str], problems: Problems
+    shared: TrainingConfig, own: Mapping[str, TrainingConfig], task: Task, problems: Problems
 ) -> None:
-    """Note class weights that are not one a class and above 0: a batch of a class of weight 0 has no loss.
+    """Note class weights that the task cannot use.
 
     own: what candidates train with, by their names.
     """
     for name, training in {"": shared, **own}.items():
         weights = training.class_weights
-        if not isinstance(weights, list) or (name and weights == shared.class_weights):
-            continue
-        if len(weights) != len(label_names) or min(weights) <= 0:
-            problems.add(
-                f"{name}: class_weights" if name else "training.class_weights",
-                expected=f"{len(label_names)} weights above 0, for {', '.join(label_names)}",
-                found=str(weights),
-                fix="Give one a class, or `balanced`.",
-            )
+        if not name or weights != shared.class_weights:
+            task.check_training(weights, name, problems)

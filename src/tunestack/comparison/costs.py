@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Dataset
 
 from tunestack.comparison.plan import BaselineCandidate, MethodCandidate, Plan, make_plan, texts_of
 from tunestack.config import CompareConfig
@@ -25,6 +24,7 @@ from tunestack.results import Costs
 from tunestack.settings import read_yaml, validated
 from tunestack.stack.slot import Slot
 from tunestack.stack.stack import Stack, Workload
+from tunestack.tasks.base import Split
 
 BATCHES = 12
 """Training steps measured, from short batches to long ones."""
@@ -86,10 +86,8 @@ def _measure_method(plan: Plan, candidate: MethodCandidate) -> Costs:
     seconds = float(np.mean([_fastest(partial(step, position)) for position in positions]))
     peak = memory.peak()
 
-    def answer(texts: list[str], pairs: list[str] | None) -> None:
-        split = {"text": texts} if pairs is None else {"text": texts, "text_pair": pairs}
-        encoded = plan.task.encode(base, split, slot.max_length)
-        plan.task.probabilities(stack.logits([slot], encoded)[0])
+    def answer(split: Split) -> None:
+        stack.answers([slot], plan.task.encode(base, split, slot.max_length))
 
     trained = sum(parameter.numel() for parameter in slot.adapter.parameters.values())
     ours = {id(parameter) for parameter in slot.adapter.parameters.values()}
@@ -101,7 +99,7 @@ def _measure_method(plan: Plan, candidate: MethodCandidate) -> Costs:
         trainable_parameters=trained,
         # As PEFT counts: the model's own head is there beside the trained one.
         total_parameters=trained if candidate.method.saves_whole_model else held + trained,
-        inference_examples_per_second=_examples_per_second(plan.data.validation, answer),
+        inference_examples_per_second=_examples_per_second(plan, answer),
     )
 
 
@@ -116,24 +114,31 @@ def _measure_baseline(plan: Plan, candidate: BaselineCandidate) -> Costs:
     start = time.perf_counter()
     fitted = candidate.baseline.fit(*texts, labels, len(plan.data.label_names), candidate.options, base)
     seconds = time.perf_counter() - start
+
+    def answer(split: Split) -> None:
+        fitted.probabilities(split["text"], split.get("text_pair"))
+
     return Costs(
         train_seconds=seconds,
         peak_memory_bytes=memory.peak(),
         trainable_parameters=fitted.trainable_parameters,
         total_parameters=fitted.total_parameters,
-        inference_examples_per_second=_examples_per_second(plan.data.validation, fitted.probabilities),
+        inference_examples_per_second=_examples_per_second(plan, answer),
     )
 
 
-def _examples_per_second(
-    validation: Dataset, answer: Callable[[list[str], list[str] | None], object]
-) -> float:
-    """Texts to probabilities. Texts of their own in every sample: features of texts seen may be kept."""
-    some = validation.select(range(min(EXAMPLES, len(validation))))
-    columns = [column for column in texts_of(some) if column is not None]
-    order = np.argsort([sum(map(len, texts)) for texts in zip(*columns)], kind="stable")
-    samples = [some.select(order[start::SAMPLES]) for start in range(min(SAMPLES, len(order)))]
-    return 1 / min(_fastest(partial(answer, *texts_of(sample)), 1) / len(sample) for sample in samples)
+def _examples_per_second(plan: Plan, answer: Callable[[Split], object]) -> float:
+    """Inputs to answers. Inputs of their own in every sample: features of texts seen may be kept."""
+    validation = plan.data.validation
+    some = plan.task.texts(validation.select(range(min(EXAMPLES, len(validation)))))
+    order = np.argsort([sum(len(str(text)) for text in row) for row in zip(*some.values())], kind="stable")
+    samples = [
+        {name: [column[index] for index in order[start::SAMPLES]] for name, column in some.items()}
+        for start in range(min(SAMPLES, len(order)))
+    ]
+    return 1 / min(
+        _fastest(partial(answer, sample), 1) / len(next(iter(sample.values()))) for sample in samples
+    )
 
 
 def _short_to_long(slot: Slot) -> tuple[list[int], int]:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from tunestack.arrays import FloatArray
 from tunestack.choice import Description
 from tunestack.comparison.checks import IDENTITY
 from tunestack.comparison.plan import BaselineCandidate, MethodCandidate, Plan
@@ -23,7 +21,7 @@ from tunestack.errors import Problem, UserError
 from tunestack.files import replacing, slug, write_json, write_text
 from tunestack.results import Costs, SeedResult, SplitScores
 from tunestack.settings import differences, to_yaml
-from tunestack.tasks.metrics import confusion_matrix
+from tunestack.tasks.base import Given
 
 FREE = ("output", "slots", "measure_costs", "track")
 """Settings that may differ when a run is resumed: they change no result."""
@@ -93,25 +91,28 @@ class RunFolder:
             kind=candidate.kind,
             method=candidate.method_name,
             base=base,
+            task=config.task,
             label_names=list(self.plan.data.label_names),
             text=data.text,
             text_pair=data.text_pair,
+            columns=data.columns,
             max_length=training.max_length,
         ).save(folder)
 
     def finish(
-        self, name: str, result: SeedResult, probabilities: dict[str, FloatArray], checkpoint: str | None
+        self, name: str, result: SeedResult, answers: dict[str, Given], checkpoint: str | None
     ) -> SeedResult:
         """Write predictions and scores of a trial; only then its checkpoint goes."""
-        folder = self._seed(name, result.seed)
+        folder, task = self._seed(name, result.seed), self.plan.task
         scores: dict[str, SplitScores] = {}
-        for split, values in probabilities.items():
-            path = folder / f"predictions-{split}.csv"
-            self._write_predictions(path, split, values)
-            labels = np.asarray(self.plan.data.splits()[split]["label"])
+        for split, given in answers.items():
+            path, data = folder / f"predictions-{split}.csv", self.plan.data.splits()[split]
+            columns = {"row": data["row"], **task.truth(data), **task.told(data, given)}
+            with replacing(path) as temporary:
+                pd.DataFrame(columns).to_csv(temporary, index=False)
             scores[split] = SplitScores(
-                metrics=self.plan.task.metrics(labels, values),
-                confusion=confusion_matrix(labels, values),
+                metrics=task.scores(data, given),
+                confusion=task.confusion(data, given),
                 predictions_path=self.relative(path),
             )
         result = result.model_copy(update=scores)
@@ -120,13 +121,12 @@ class RunFolder:
             (self.checkpoints / f"{checkpoint}.safetensors").unlink(missing_ok=True)
         return result
 
-    def probabilities(self, result: SeedResult, split: str) -> FloatArray:
-        """[examples, classes] of a finished trial, as saved."""
+    def answers(self, result: SeedResult, split: str) -> Given:
+        """What a finished trial answered, as saved: [examples, ...]."""
         scores: SplitScores | None = getattr(result, split)
         assert scores is not None
-        frame = pd.read_csv(self.path / scores.predictions_path, dtype=str)  # Python reads floats exactly
-        values: FloatArray = frame[_columns(self.plan.data.label_names)].to_numpy().astype(float)
-        return values
+        frame = pd.read_csv(self.path / scores.predictions_path, dtype=str, keep_default_na=False)
+        return self.plan.task.read(frame)
 
     def costs(self, name: str) -> Costs | None:
         """What was measured for a candidate in an earlier run of the same command."""
@@ -141,29 +141,11 @@ class RunFolder:
         """A path as the results name it."""
         return path.relative_to(self.path).as_posix()
 
-    def _write_predictions(self, path: Path, split: str, probabilities: FloatArray) -> None:
-        dataset = self.plan.data.splits()[split]
-        names = np.asarray(self.plan.data.label_names, dtype=object)
-        frame = pd.DataFrame(
-            {
-                "row": dataset["row"],
-                "label": names[np.asarray(dataset["label"])],
-                "prediction": names[probabilities.argmax(axis=1)],
-            }
-        )
-        frame[_columns(self.plan.data.label_names)] = probabilities
-        with replacing(path) as temporary:
-            frame.to_csv(temporary, index=False)
-
     def _seed(self, name: str, seed: int) -> Path:
         return self.path / "candidates" / slug(name) / f"seed-{seed}"
 
     def _costs(self, name: str) -> Path:
         return self.path / "candidates" / slug(name) / "costs.json"
-
-
-def _columns(label_names: Sequence[str]) -> list[str]:
-    return [f"prob_{name}" for name in label_names]
 
 
 def _check_same(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from peft import PeftConfig
 
@@ -15,14 +15,15 @@ from tunestack.baselines.registry import BASELINES
 from tunestack.bases import Base, load_base
 from tunestack.comparison.checks import check_class_weights, check_metric, check_names, check_output
 from tunestack.config import BaseConfig, CompareConfig, MethodConfig, Settings, TrainingConfig, split_fields
-from tunestack.data import TextData, load_text_data
+from tunestack.data import TextData
 from tunestack.entries import BaseCheck, entry_training, method_config, training_defaults
 from tunestack.errors import Problems, did_you_mean
 from tunestack.files import slug
 from tunestack.methods.base import Method
 from tunestack.methods.registry import METHODS
 from tunestack.stack.slot import Trial
-from tunestack.tasks.classification import SequenceClassification
+from tunestack.tasks.base import Task
+from tunestack.tasks.registry import TASKS, open_task
 from tunestack.trackers.registry import check_trackers
 
 BASELINE_SEED = 0
@@ -38,7 +39,7 @@ class Plan:
 
     config: CompareConfig
     data: TextData
-    task: SequenceClassification
+    task: Task
     bases: dict[str, Base]
     candidates: list[MethodCandidate | BaselineCandidate]
 
@@ -111,16 +112,15 @@ def make_plan(config: CompareConfig) -> Plan:
     problems = Problems()
     check_output(Path(config.output), problems)
     check_trackers(config.track, problems)
-    data = problems.attempt(load_text_data, config.data)
+    task, data = open_task(config.task, config.data, problems)
     bases = _open_bases(config, problems)
-    names = data.label_names if data else ("0", "1")
-    check_metric(config.metric, len(names) if data else None, problems)
-    task = SequenceClassification(names)
+    config = with_metric(config)
+    check_metric(config.metric, task.metrics if data else task.possible_metrics(), problems)
     candidates = list(_candidates(config, bases, task, problems))
     check_names([candidate.name for candidate in candidates], problems)
     if data:
         own = {c.name: c.training for c in candidates if isinstance(c, MethodCandidate)}
-        check_class_weights(config.training, own, names, problems)
+        check_class_weights(config.training, own, task, problems)
         for candidate in candidates:
             if isinstance(candidate, MethodCandidate):
                 steps = candidate.training.steps(len(data.train))
@@ -141,6 +141,20 @@ def with_method_defaults(config: CompareConfig) -> CompareConfig:
         wanted = training_defaults(entry.method, given, {*entry.training, *entry.grid})
         entries.append(entry.model_copy(update={"training": {**wanted, **entry.training}}))
     return config.model_copy(update={"methods": entries})
+
+
+Chosen = TypeVar("Chosen", bound=Settings)
+
+
+def with_metric(config: Chosen) -> Chosen:
+    """The settings of a comparison or a sweep with the task's own metric, where the user gave none.
+
+    A task that is not known leaves them as they are.
+    """
+    given: Any = config
+    kind = TASKS.get(given.task.name)
+    own = kind.default_metric if kind and given.metric == "auto" else given.metric
+    return config.model_copy(update={"metric": own})
 
 
 def texts_of(split: Any) -> tuple[list[str], list[str] | None]:
@@ -184,7 +198,7 @@ def _needs_base(entry: MethodConfig) -> bool:
 
 
 def _candidates(
-    config: CompareConfig, bases: dict[str, Base], task: SequenceClassification, problems: Problems
+    config: CompareConfig, bases: dict[str, Base], task: Task, problems: Problems
 ) -> Iterator[MethodCandidate | BaselineCandidate]:
     known = [*METHODS, *BASELINES]
     checks = {name: BaseCheck(base, task) for name, base in bases.items()}
@@ -212,7 +226,7 @@ def _candidates(
             for base in on:
                 name = f"{shown[base]} {label}" if base and len(bases) > 1 else label
                 with problems.collecting(where if name == label else f"{where} on {shown[base or '']}"):
-                    yield from _candidate(variant, name, base, checks, training)
+                    yield from _candidate(variant, name, base, checks, training, task)
 
 
 @dataclass(frozen=True)
@@ -254,6 +268,7 @@ def _candidate(
     base: str | None,
     checks: dict[str, BaseCheck],
     training: TrainingConfig | None,
+    task: Task,
 ) -> Iterator[MethodCandidate | BaselineCandidate]:
     """The candidate, if its training is right. Raises UserError for what is wrong with its own fields.
 
@@ -265,6 +280,7 @@ def _candidate(
         if check is not None:
             _ = check.skeleton  # a base that cannot be a classifier is told of
         baseline = BASELINES[variant.method]
+        baseline.check_task(task.name, task.target)
         shared = training.model_dump() if training is not None else {}
         yield BaselineCandidate(name, base, baseline, baseline.make_options(variant.fields, shared))
         return

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import datetime
 import shutil
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from tunestack.comparison.plan import (
     make_plan,
     texts_of,
 )
-from tunestack.comparison.statistics import Predictions, compare_to_best, summarize
+from tunestack.comparison.statistics import compare_to_best, summarize
 from tunestack.comparison.track import conclusion, track
 from tunestack.comparison.verdict import decide
 from tunestack.config import CompareConfig
@@ -32,6 +33,7 @@ from tunestack.report.leaderboard import write_leaderboard
 from tunestack.results import Candidate, Costs, DataSummary, HardExample, Results, SeedResult
 from tunestack.stack.events import Event, Notify
 from tunestack.stack.stack import Outcome, Workload
+from tunestack.tasks.answers import Answers
 from tunestack.trackers.tracking import Tracking
 
 PRUNED = "pruned"
@@ -83,13 +85,13 @@ def _run_baseline(candidate: BaselineCandidate, plan: Plan, folder: RunFolder, t
     path = folder.adapter_folder(candidate.name, BASELINE_SEED)
     fitted.save(path)
     folder.describe(path, candidate)
-    probabilities = {
+    answers = {
         split: fitted.probabilities(*texts_of(dataset))
         for split, dataset in plan.data.splits().items()
         if split != "train"
     }
     result = SeedResult(seed=BASELINE_SEED, adapter_path=folder.relative(path))
-    tracking.finished(key, folder.finish(candidate.name, result, probabilities, checkpoint=None))
+    tracking.finished(key, folder.finish(candidate.name, result, answers, checkpoint=None))
     notify(Event("finished", key))
 
 
@@ -138,7 +140,7 @@ def save_outcome(outcome: Outcome, candidate: MethodCandidate, seed: int, folder
     folder.describe(path, candidate)
     update = {"best_epoch": slot.progress.best_epoch, "adapter_path": folder.relative(path)}
     result = result.model_copy(update=update)
-    return folder.finish(candidate.name, result, dict(outcome.probabilities), outcome.trial.key)
+    return folder.finish(candidate.name, result, dict(outcome.answers), outcome.trial.key)
 
 
 def _measure(
@@ -171,7 +173,7 @@ def _seeds(
 def collect(plan: Plan, folder: RunFolder) -> Results:
     """Statistics, verdict and everything else that `results.json` holds, from what the folder holds."""
     candidates: list[Candidate] = []
-    validation: dict[str, Predictions] = {}
+    validation: dict[str, Answers] = {}
     for planned in plan.candidates:
         seeds = [result for _, result in _seeds(planned, plan, folder)]
         candidate = Candidate(
@@ -186,10 +188,10 @@ def collect(plan: Plan, folder: RunFolder) -> Results:
         )
         trained = [seed for seed in seeds if seed.validation is not None]
         if trained:
-            validation[planned.name] = _predictions(plan, folder, trained, "validation")
+            validation[planned.name] = _answers(plan, folder, trained, "validation")
             candidate.validation = summarize(validation[planned.name])
             if all(seed.test is not None for seed in trained):
-                candidate.test = summarize(_predictions(plan, folder, trained, "test"))
+                candidate.test = summarize(_answers(plan, folder, trained, "test"))
         candidates.append(candidate)
     compared = compare_to_best(validation, plan.config.metric) if len(validation) > 1 else {}
     for candidate in candidates:
@@ -197,32 +199,28 @@ def collect(plan: Plan, folder: RunFolder) -> Results:
     return Results(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         metric=plan.config.metric,
+        task=plan.task.name,
         data=_data_summary(plan.data, plan),
         candidates=candidates,
-        verdict=decide(candidates, plan.config.metric),
-        hard_examples=_hard_examples(plan, validation),
+        verdict=decide(candidates, plan.task.metrics[plan.config.metric]),
+        hard_examples=_hard_examples(plan, folder, candidates),
         environment=environment(),
         config=plan.config.model_dump(mode="json"),
     )
 
 
-def _predictions(plan: Plan, folder: RunFolder, seeds: list[SeedResult], split: str) -> Predictions:
-    labels = np.asarray(plan.data.splits()[split]["label"])
-    return Predictions.from_probabilities(
-        labels, np.stack([folder.probabilities(seed, split) for seed in seeds])
-    )
+def _answers(plan: Plan, folder: RunFolder, seeds: list[SeedResult], split: str) -> Answers:
+    given = np.stack([folder.answers(seed, split) for seed in seeds])
+    return plan.task.answers(plan.data.splits()[split], given)
 
 
 def _data_summary(data: TextData, plan: Plan) -> DataSummary:
     splits = data.splits()
-    classes = len(data.label_names)
     return DataSummary(
         source=data.source,
         rows={name: len(split) for name, split in splits.items()},
         label_names=list(data.label_names),
-        label_counts={
-            name: np.bincount(split["label"], minlength=classes).tolist() for name, split in splits.items()
-        },
+        label_counts={name: plan.task.label_counts(split) for name, split in splits.items()},
         warnings=[*data.warnings, *_cut_texts(plan)],
     )
 
@@ -246,22 +244,23 @@ def _cut_texts(plan: Plan) -> list[str]:
     return sentences
 
 
-def _hard_examples(plan: Plan, validation: Mapping[str, Predictions]) -> list[HardExample]:
+def _hard_examples(plan: Plan, folder: RunFolder, candidates: Sequence[Candidate]) -> list[HardExample]:
     """Validation examples that every candidate gets wrong with every seed; majority does not count."""
-    reading = {candidate.name for candidate in plan.candidates if candidate.reads_text}
-    judged = [answers for name, answers in validation.items() if name in reading]
+    reading = [candidate for candidate in candidates if candidate.reads_text]
+    judged = [seed for candidate in reading for seed in candidate.seeds if seed.validation is not None]
     if not judged:
         return []
-    predicted = np.concatenate([answers.predicted for answers in judged])
-    wrong = np.flatnonzero((predicted != judged[0].labels).all(axis=0))
-    names = plan.data.label_names
-    rows = plan.data.validation.select(wrong)
+    split, task = plan.data.validation, plan.task
+    given = [folder.answers(seed, "validation") for seed in judged]
+    wrong = np.flatnonzero(~task.answers(split, np.stack(given)).right.any(axis=0))
+    told = [task.told(split, own)["prediction"] for own in given]
+    truth = next(iter(task.truth(split).values()))
     return [
         HardExample(
-            row=row["row"],
-            text=row["text"] if "text_pair" not in row else f"{row['text']}\n{row['text_pair']}",
-            label=names[row["label"]],
-            predicted=names[int(np.bincount(predicted[:, index]).argmax())],
+            row=int(split["row"][int(index)]),
+            text=task.shown(split, int(index)),
+            label=str(truth[index]),
+            predicted=Counter(str(own[index]) for own in told).most_common(1)[0][0],
         )
-        for index, row in zip(wrong, rows, strict=True)
+        for index in wrong
     ]

@@ -39,38 +39,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, special, stats
 
-from tunestack.arrays import FloatArray, IntArray
+from tunestack.arrays import FloatArray
 from tunestack.results import Comparison, Interval, Summary
-from tunestack.tasks.metrics import METRICS, Counts, known_metrics
+from tunestack.tasks.answers import Answers
+from tunestack.tasks.metrics import Metric
 
 RESAMPLES = 2000
 ALPHA = 0.05
 _BLOCK_ELEMENTS = 2**22
 _SMALLEST = 1e-50  # p-value; Student's quantiles are not reliable much further out
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """All that one candidate answered on one split.
-
-    labels: class ids ``[n]``. predicted: class ids ``[seeds, n]``. classes: how many there are.
-    probabilities: ``[seeds, n, classes]``; only ROC-AUC needs them.
-    """
-
-    labels: IntArray
-    predicted: IntArray
-    classes: int
-    probabilities: NDArray[np.floating] | None = None
-
-    @classmethod
-    def from_probabilities(cls, labels: IntArray, probabilities: NDArray[np.floating]) -> Predictions:
-        """Predict the most probable class. probabilities: ``[seeds, n, classes]``."""
-        return cls(labels, probabilities.argmax(axis=2), probabilities.shape[2], probabilities)
-
-    @property
-    def seeds(self) -> int:
-        """How many seeds answered."""
-        return len(self.predicted)
 
 
 @dataclass(frozen=True)
@@ -83,7 +60,7 @@ class Difference:
 
 
 def summarize(
-    predictions: Predictions,
+    answers: Answers,
     metrics: Sequence[str] | None = None,
     *,
     alpha: float = ALPHA,
@@ -95,20 +72,20 @@ def summarize(
     metrics: default all known ones; ROC-AUC is left out where it is not defined. `seed` makes the resampling
     reproducible. Intervals are symmetric in the metric's log-odds, which keeps them inside its range.
     """
-    names = known_metrics(predictions.classes) if metrics is None else metrics
+    names = list(answers.metrics) if metrics is None else metrics
     summaries = {}
-    for name, estimate in _estimate([predictions], names, resamples, seed).items():
+    for name, estimate in _estimate([answers], names, resamples, seed).items():
         mean = float(estimate.values.mean())
-        std = float(estimate.values.std(ddof=1)) if predictions.seeds > 1 else 0.0
-        error = _error([estimate], estimate.variance_of_mean, len(predictions.labels))
-        low, high = _inside_range(name, mean, error, predictions, alpha)
+        std = float(estimate.values.std(ddof=1)) if answers.seeds > 1 else 0.0
+        error = _error([estimate], estimate.variance_of_mean, answers.examples)
+        low, high = _inside_range(answers.metrics[name], mean, error, answers, alpha)
         summaries[name] = Summary(mean=mean, std=std, interval=Interval(low=low, high=high, level=1 - alpha))
     return summaries
 
 
 def paired_bootstrap(
-    first: Predictions,
-    second: Predictions,
+    first: Answers,
+    second: Answers,
     metric: str,
     *,
     alpha: float = ALPHA,
@@ -125,7 +102,7 @@ def paired_bootstrap(
     return _difference(first, second, both, metric, alpha)
 
 
-def mcnemar(first: Predictions, second: Predictions) -> float:
+def mcnemar(first: Answers, second: Answers) -> float:
     """Two-sided p-value of McNemar's test: are the two equally accurate?
 
     One seed each: the exact binomial test on the examples that only one of them gets right.
@@ -135,12 +112,12 @@ def mcnemar(first: Predictions, second: Predictions) -> float:
     Student's tails, as everywhere in this module. (A majority vote over seeds would test an ensemble that
     nobody ships.)
     """
-    right = [p.predicted == p.labels for p in (first, second)]
+    right = [answers.right for answers in (first, second)]
     if first.seeds == second.seeds == 1:
         only_first, only_second = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
         fewer, discordant = min(only_first, only_second), only_first + only_second
         return float(min(1.0, 2 * stats.binom.cdf(fewer, discordant, 0.5)))
-    n, informative = len(first.labels), _answered_differently(first, second)
+    n, informative = first.examples, first.joined([second]).informative()
     shares = right[0].mean(axis=0) - right[1].mean(axis=0)
     parts = [_Estimate(r.mean(axis=1), np.atleast_2d(np.cov(r)) / n) for r in right]
     error = _error(parts, float((shares**2).sum()) / n**2, informative)
@@ -157,7 +134,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def compare_to_best(
-    candidates: Mapping[str, Predictions],
+    candidates: Mapping[str, Answers],
     metric: str,
     *,
     alpha: float = ALPHA,
@@ -182,9 +159,9 @@ def compare_to_best(
     for name in others:
         pair = estimate.of(np.concatenate([rows[best], rows[name]]))
         differences[name] = _difference(candidates[best], candidates[name], pair, metric, alpha)
-    per_example = METRICS[metric].per_example
+    judged = candidates[best].metrics[metric]
     p_values = [
-        mcnemar(candidates[best], candidates[name]) if per_example else differences[name].p_value
+        mcnemar(candidates[best], candidates[name]) if judged.per_example else differences[name].p_value
         for name in others
     ]
     return {
@@ -192,7 +169,7 @@ def compare_to_best(
             best=best,
             difference=differences[name].difference,
             interval=differences[name].interval,
-            test="McNemar" if per_example else "DeLong" if metric == "roc_auc" else "paired bootstrap",
+            test="McNemar" if judged.per_example else judged.test or "paired bootstrap",
             p_value=p_value,
             p_value_corrected=corrected,
             significant=corrected <= alpha,
@@ -272,18 +249,17 @@ def _error(parts: Sequence[_Estimate], examples: float, informative: int) -> _Er
     )
 
 
-def _difference(
-    first: Predictions, second: Predictions, both: _Estimate, metric: str, alpha: float
-) -> Difference:
+def _difference(first: Answers, second: Answers, both: _Estimate, metric: str, alpha: float) -> Difference:
     """Difference of means from the seeds' joint estimate: those of `first`, then those of `second`."""
     weights = np.repeat([1 / first.seeds, -1 / second.seeds], [first.seeds, second.seeds])
     difference = float(both.values[: first.seeds].mean() - both.values[first.seeds :].mean())
     parts = [both.of(slice(first.seeds)), both.of(slice(first.seeds, None))]
-    by_label = METRICS[metric].from_counts is not None
-    informative = _answered_differently(first, second) if by_label else len(first.labels)
+    judged = first.metrics[metric]
+    # What is no function of right and wrong answers, ranks say, looks at all examples.
+    informative = first.joined([second]).informative() if judged.from_counts else first.examples
     # Rounding can leave a variance of exactly 0 a little below it.
     error = _error(parts, max(float(weights @ both.covariance @ weights), 0.0), informative)
-    half_width, widest = error.quantile(alpha) * error.standard, 1 - METRICS[metric].lowest
+    half_width, widest = error.quantile(alpha) * error.standard, judged.highest - judged.lowest
     low, high = max(difference - half_width, -widest), min(difference + half_width, widest)
     return Difference(
         difference,
@@ -292,77 +268,59 @@ def _difference(
     )
 
 
-def _answered_differently(first: Predictions, second: Predictions) -> int:
-    """Examples that not all seeds of the two answer alike."""
-    answers = np.concatenate([first.predicted, second.predicted])
-    return int((answers != answers[0]).any(axis=0).sum())
-
-
 def _smallest_p_value(informative: int) -> float:
     return float(min(1.0, 2.0 ** (1 - informative)))
 
 
 def _inside_range(
-    name: str, mean: float, error: _Error, predictions: Predictions, alpha: float
+    metric: Metric, mean: float, error: _Error, answers: Answers, alpha: float
 ) -> tuple[float, float]:
     """Interval of a metric that is symmetric in the log-odds of its place within its range."""
-    lowest, n = METRICS[name].lowest, len(predictions.labels)
-    place = (mean - lowest) / (1 - lowest)
+    lowest, whole = metric.lowest, metric.highest - metric.lowest
+    if np.isinf(whole):
+        reach = error.quantile(alpha) * error.standard
+        return max(mean - reach, lowest), min(mean + reach, metric.highest)
+    place = (mean - lowest) / whole
     if not 0 < place < 1:
         # Resampling a perfect answer sees no variance. If a share p of n answers were wrong, all would look
         # right with probability (1 - p)^n: Clopper-Pearson's bound. F1 and its kin rest on a class's rows.
-        if not METRICS[name].per_example:
-            n = int(np.unique(predictions.labels, return_counts=True)[1].min())
-        reach = (1 - (alpha / 2) ** (1 / n)) * (1 - lowest)
-        return max(mean - reach, lowest), min(mean + reach, 1.0)
-    spread = error.standard / (1 - lowest) / (place * (1 - place))
+        n = answers.examples if metric.per_example else answers.support
+        reach = (1 - (alpha / 2) ** (1 / n)) * whole
+        return max(mean - reach, lowest), min(mean + reach, metric.highest)
+    spread = error.standard / whole / (place * (1 - place))
     ends = special.expit(special.logit(place) + np.array([-1, 1]) * error.quantile(alpha) * spread)
-    low, high = lowest + ends * (1 - lowest)
+    low, high = lowest + ends * whole
     return float(low), float(high)
 
 
 def _estimate(
-    candidates: Sequence[Predictions], metrics: Sequence[str], resamples: int, seed: int
+    candidates: Sequence[Answers], metrics: Sequence[str], resamples: int, seed: int
 ) -> dict[str, _Estimate]:
     """Estimate metrics for the seeds of all candidates, in their order. Undefined ones are left out."""
-    labels, classes = candidates[0].labels, candidates[0].classes
-    if any(not np.array_equal(p.labels, labels) or p.classes != classes for p in candidates):
-        raise ValueError("candidates can only be compared on the same examples")
-    predicted = np.concatenate([p.predicted for p in candidates])
-    from_counts = [name for name in metrics if METRICS[name].from_counts]
-    estimates = _resampled(labels, predicted, classes, from_counts, resamples, seed) if from_counts else {}
-    if "roc_auc" in metrics and len(np.unique(labels)) == classes > 1:
-        probabilities = [p.probabilities for p in candidates if p.probabilities is not None]
-        if len(probabilities) == len(candidates):
-            estimates["roc_auc"] = _delong(labels, np.concatenate(probabilities))
+    together = candidates[0].joined(candidates[1:])
+    from_counts = [name for name in metrics if together.metrics[name].from_counts]
+    estimates = _resampled(together, from_counts, resamples, seed) if from_counts else {}
+    for name in set(metrics) - set(from_counts):
+        found = together.estimate(name, resamples, seed)
+        if found is not None:
+            estimates[name] = _Estimate(*found)
     return {name: estimates[name] for name in metrics if name in estimates}
 
 
-def _resampled(
-    labels: IntArray, predicted: IntArray, classes: int, metrics: Sequence[str], resamples: int, seed: int
-) -> dict[str, _Estimate]:
-    """Bootstrap metrics of predicted labels ``[seeds, n]`` over examples.
+def _resampled(answers: Answers, metrics: Sequence[str], resamples: int, seed: int) -> dict[str, _Estimate]:
+    """Bootstrap metrics that are functions of sums over the examples.
 
-    Examples with the same label and the same predictions are interchangeable, so how often each such pattern
-    is drawn is drawn at once, from the multinomial distribution.
+    How often each group of interchangeable examples is drawn is drawn at once, from the multinomial
+    distribution.
     """
-    n, n_seeds = len(labels), len(predicted)
-    patterns, rows = np.unique(np.vstack([labels, predicted]).T, axis=0, return_counts=True)
-    is_predicted = patterns[:, 1:, None] == np.arange(classes)
-    is_actual = patterns[:, 0, None] == np.arange(classes)
-    # Float32 counts are exact up to 2^24 examples and multiply at twice the speed.
-    columns = [is_predicted & is_actual[:, None, :], is_predicted, is_actual]
-    flat = np.concatenate([c.reshape(len(rows), -1) for c in columns], axis=1).astype(np.float32)
+    rows, statistics = answers.statistics()
+    flat = statistics.reshape(len(rows), -1)
+    n = int(rows.sum())
 
     def metrics_of(weights: NDArray[np.integer]) -> list[FloatArray]:
-        hits, guesses, actual = np.split(
-            (weights.astype(np.float32) @ flat).astype(np.float64),
-            [n_seeds * classes, 2 * n_seeds * classes],
-            axis=1,
-        )
-        shape = (len(weights), n_seeds, classes)
-        counts = Counts(hits.reshape(shape), guesses.reshape(shape), actual[:, None, :])
-        return [function(counts) for name in metrics if (function := METRICS[name].from_counts)]
+        sums = (weights.astype(flat.dtype) @ flat).astype(np.float64)
+        counts = answers.counts(sums.reshape(len(weights), *statistics.shape[1:]))
+        return [function(counts) for name in metrics if (function := answers.metrics[name].from_counts)]
 
     generator = np.random.default_rng(seed)
     block = max(1, _BLOCK_ELEMENTS // max(flat.shape))
@@ -375,27 +333,3 @@ def _resampled(
         name: _Estimate(observed[i][0], np.atleast_2d(np.cov(np.concatenate([b[i] for b in blocks]).T)))
         for i, name in enumerate(metrics)
     }
-
-
-def _delong(labels: IntArray, probabilities: NDArray[np.floating]) -> _Estimate:
-    """ROC-AUC of each seed, its covariance after DeLong et al. (1988): what resampling would converge to.
-
-    probabilities: ``[seeds, n, classes]``. Beyond two classes: the mean of one class against the rest.
-    """
-    classes = probabilities.shape[2]
-    one_vs_rest = [1] if classes == 2 else list(range(classes))
-    values = np.zeros(len(probabilities))
-    influence = np.zeros(probabilities.shape[:2])
-    for k in one_vs_rest:
-        positive, scores = labels == k, probabilities[:, :, k]
-        n_positive, n_negative = int(positive.sum()), int((~positive).sum())
-        ranks = stats.rankdata(scores, axis=1)
-        above = (ranks[:, positive] - stats.rankdata(scores[:, positive], axis=1)) / n_negative
-        below = 1 - (ranks[:, ~positive] - stats.rankdata(scores[:, ~positive], axis=1)) / n_positive
-        auc = above.mean(axis=1)
-        values += auc / len(one_vs_rest)
-        for rows, placements in ((positive, above), (~positive, below)):
-            m = placements.shape[1]
-            scale = np.sqrt(m * max(m - 1, 1)) * len(one_vs_rest)
-            influence[:, rows] += (placements - auc[:, None]) / scale
-    return _Estimate(values, influence @ influence.T)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from tunestack.results import Candidate, Comparison, Costs, Interval, Verdict
-from tunestack.tasks.metrics import METRICS
+from tunestack.tasks.metrics import Metric
 
 SAME_COST = 1.1
 """Costs within this factor count as equal: repeated measurements differ by that much."""
@@ -23,14 +23,14 @@ MUCH_DEARER = 2.0
 _NAMES_SHOWN = 4
 
 
-def decide(candidates: Sequence[Candidate], metric: str) -> Verdict | None:
+def decide(candidates: Sequence[Candidate], metric: Metric) -> Verdict | None:
     """Choose from candidates with their validation summaries, comparisons and costs filled in.
 
     A candidate without a summary of `metric` did not finish and is never chosen; None if none finished.
     The comparisons have to be those of `statistics.compare_to_best`.
     """
-    finished = [c for c in candidates if metric in c.validation]
-    finished.sort(key=lambda c: -c.validation[metric].mean)
+    finished = [c for c in candidates if metric.name in c.validation]
+    finished.sort(key=lambda c: -c.validation[metric.name].mean)
     if not finished:
         return None
     # Of several equally high ones, the best is the one that the others were compared with.
@@ -39,8 +39,8 @@ def decide(candidates: Sequence[Candidate], metric: str) -> Verdict | None:
     contenders = [best, *(c for c in others if not (c.comparison and c.comparison.significant))]
     clear = bool(others) and contenders == [best]
     majority = next((c for c in contenders if not c.reads_text), None)
-    lowest = best.validation[metric].interval.low
-    near = [c for c in contenders if c is best or c.validation[metric].mean >= lowest]
+    lowest = best.validation[metric.name].interval.low
+    near = [c for c in contenders if c is best or c.validation[metric.name].mean >= lowest]
     ship = majority or cheapest(near)  # in order of the metric, so that it settles equal costs
     if not others:
         sentence = _only(best, metric, planned=len(candidates))
@@ -51,7 +51,7 @@ def decide(candidates: Sequence[Candidate], metric: str) -> Verdict | None:
     else:
         sentence = _no_winner(best, near[1:], [c for c in contenders if c not in near], ship, metric)
     named = [*contenders, *others[:1]] if clear else contenders
-    sentence += _remarks(named, [c for c in candidates if metric not in c.validation] if others else [])
+    sentence += _remarks(named, [c for c in candidates if metric.name not in c.validation] if others else [])
     return Verdict(sentence=sentence + ".", best=best.name, ship=ship.name, clear=clear)
 
 
@@ -79,7 +79,7 @@ def _training_seconds(costs: Costs) -> float | None:
     return costs.train_seconds
 
 
-def _winner(best: Candidate, runner_up: Candidate, metric: str) -> str:
+def _winner(best: Candidate, runner_up: Candidate, metric: Metric) -> str:
     lead = _lead(runner_up.comparison, metric)
     return f"{best.name} wins by {lead} over {runner_up.name}{_price(best, runner_up)}"
 
@@ -103,7 +103,7 @@ def _price(best: Candidate, runner_up: Candidate) -> str:
 
 
 def _no_winner(
-    best: Candidate, near: Sequence[Candidate], vague: Sequence[Candidate], ship: Candidate, metric: str
+    best: Candidate, near: Sequence[Candidate], vague: Sequence[Candidate], ship: Candidate, metric: Metric
 ) -> str:
     """near: within noise of the best. vague: below it, but too noisy themselves to be significantly so."""
     if not near:
@@ -117,12 +117,12 @@ def _no_winner(
     choice = "ship the cheapest" if measured else "ship, with no costs to choose by, the best"
     return (
         f"No clear winner: {are} within noise of the best, {best.name} "
-        f"(largest difference {largest:.3f} {METRICS[metric].title}): {choice}, {ship.name}"
+        f"(largest difference {largest:.3f} {metric.title}): {choice}, {ship.name}"
         + (f"; {_names(vague)} too noisy to tell" if vague else "")
     )
 
 
-def _nothing_learned(best: Candidate, majority: Candidate, metric: str) -> str:
+def _nothing_learned(best: Candidate, majority: Candidate, metric: Metric) -> str:
     always = "always answering the most frequent class"
     if best is majority:
         return f"Nothing beats {always} ({_score(best, metric)}): no model here is worth shipping"
@@ -131,7 +131,7 @@ def _nothing_learned(best: Candidate, majority: Candidate, metric: str) -> str:
     return f"Nothing is shown to beat {always}: {best.name} leads by {lead}, but {few}; more rows would tell"
 
 
-def _only(candidate: Candidate, metric: str, planned: int) -> str:
+def _only(candidate: Candidate, metric: Metric, planned: int) -> str:
     found = f"{candidate.name} reaches {_score(candidate, metric)}"
     if planned == 1:
         return f"{found}; there is nothing to compare it with"
@@ -156,15 +156,15 @@ def _finished_seeds(candidate: Candidate) -> int:
     return sum(seed.validation is not None for seed in candidate.seeds)
 
 
-def _lead(comparison: Comparison | None, metric: str) -> str:
+def _lead(comparison: Comparison | None, metric: Metric) -> str:
     if comparison is None:
         raise ValueError("every candidate but the best needs its comparison with the best")
-    return f"{comparison.difference:.3f} {METRICS[metric].title} {_interval(comparison.interval)}"
+    return f"{comparison.difference:.3f} {metric.title} {_interval(comparison.interval)}"
 
 
-def _score(candidate: Candidate, metric: str) -> str:
-    summary = candidate.validation[metric]
-    return f"{summary.mean:.3f} {METRICS[metric].title} {_interval(summary.interval)}"
+def _score(candidate: Candidate, metric: Metric) -> str:
+    summary = candidate.validation[metric.name]
+    return f"{summary.mean:.3f} {metric.title} {_interval(summary.interval)}"
 
 
 def _interval(interval: Interval) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,14 +20,14 @@ class Encoded:
     """Tokenised texts of one split.
 
     input_ids, token_type_ids: one array of token ids an example; `token_type_ids` is None where the model
-    knows none or there is one text only. lengths: [examples] tokens. labels: [examples], or None.
-    truncated: how many texts were longer than max_length.
+    knows none or there is one text only. lengths: [examples] tokens. labels: what each is to be answered
+    with, as the task has it, or None. truncated: how many texts were longer than max_length.
     """
 
     input_ids: list[IntArray]
     token_type_ids: list[IntArray] | None
     lengths: IntArray
-    labels: IntArray | None
+    labels: Any
     truncated: int
 
     def __len__(self) -> int:
@@ -38,7 +38,7 @@ def encode(
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     pairs: Sequence[str] | None,
-    labels: Sequence[int] | None,
+    labels: Sequence[float] | None,
     max_length: int,
 ) -> Encoded:
     """Tokenise, cut at max_length tokens; a text without any gets one, for a model must have what to pool."""
@@ -57,7 +57,7 @@ def encode(
         ids,
         types,
         lengths,
-        None if labels is None else np.asarray(labels, dtype=np.int64),
+        None if labels is None else np.asarray(labels),
         _count_longer(tokenizer, texts, pairs, lengths, limit),
     )
 

@@ -171,11 +171,11 @@ def _whole(choice: Choice, target: Path, description: Description, options: Opti
     import torch
 
     from tunestack.bases import load_base
-    from tunestack.tasks.classification import SequenceClassification
+    from tunestack.tasks.registry import make_task
 
     assert description.base is not None  # a method always has one
     base = load_base(description.base.model_copy(update={**_here(options), "model": str(choice.folder)}))
-    task = SequenceClassification(description.label_names)
+    task = make_task(description.task, description.label_names)
     model = base.load_model(task.auto_class, base.config, getattr(torch, options.dtype)).model
     for file in target.glob("model*"):
         file.unlink()

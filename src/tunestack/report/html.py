@@ -124,8 +124,8 @@ def _confusions(results: Results, entries: Sequence[Entry]) -> list[Confusion]:
     labels = results.data.label_names
     confusions = []
     for entry in entries:
-        matrices = [seed.validation.confusion for seed in entry.candidate.seeds if seed.validation]
-        matrices = [matrix for matrix in matrices if len(matrix) == len(labels)]
+        scored = [seed.validation.confusion for seed in entry.candidate.seeds if seed.validation]
+        matrices = [matrix for matrix in scored if matrix is not None and len(matrix) == len(labels)]
         if not matrices:
             continue
         rows = [_confusion_row(matrices, labels, true) for true in range(len(labels))]

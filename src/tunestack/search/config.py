@@ -21,6 +21,7 @@ from tunestack.config import (
     MethodEntry,
     Seeds,
     Settings,
+    TaskConfig,
     Trackers,
     TrainingConfig,
 )
@@ -168,6 +169,8 @@ class SweepConfig(Settings):
     """A sweep: trials with searched hyper-parameters, on one base and one task."""
 
     data: DataConfig
+    task: TaskConfig = TaskConfig()
+    """What is to be solved, as in a comparison."""
     base: BaseConfig
     methods: list[SweepMethod] = Field(min_length=1)
     """With several, which one is searched as well, each with fields of its own."""
@@ -182,8 +185,8 @@ class SweepConfig(Settings):
     pruner: Literal["none", "halving", "hyperband", "median"] = "median"
     """Which trials are stopped early: none, those that lose a successive halving or Hyperband, those below
     the median of the finished ones."""
-    metric: str = "f1"
-    """What trials are chosen by, on validation: f1 (macro beyond two classes), accuracy, mcc, ..."""
+    metric: str = "auto"
+    """What trials are chosen by, on validation: the task's own metric, or f1, accuracy, mcc, ..."""
     seed: int = Field(default=0, ge=0)
     """The seed of the sampler and of the training of every trial."""
     slots: int | None = Field(default=None, ge=1)

@@ -10,16 +10,17 @@ from typing import Any
 from tunestack.baselines.registry import BASELINES
 from tunestack.bases import Base, load_base
 from tunestack.comparison.checks import check_class_weights, check_metric, check_output
-from tunestack.comparison.plan import MethodCandidate, method_candidate
+from tunestack.comparison.plan import MethodCandidate, method_candidate, with_metric
 from tunestack.config import TrainingConfig, split_fields
-from tunestack.data import TextData, load_text_data
+from tunestack.data import TextData
 from tunestack.entries import BaseCheck, entry_training, method_config, own_fields, training_defaults
 from tunestack.errors import Problems, UserError, did_you_mean
 from tunestack.methods.registry import METHODS
 from tunestack.search.config import SweepConfig, SweepMethod
 from tunestack.search.space import Branch, Space, Suggestion
 from tunestack.settings import validated
-from tunestack.tasks.classification import SequenceClassification
+from tunestack.tasks.base import Task
+from tunestack.tasks.registry import open_task
 from tunestack.trackers.registry import check_trackers
 
 RUNGS = "evaluations_per_epoch"
@@ -35,7 +36,7 @@ class SweepPlan:
     config: SweepConfig
     space: Space
     data: TextData
-    task: SequenceClassification
+    task: Task
     base: Base
     check: BaseCheck
     notes: tuple[str, ...]
@@ -53,18 +54,17 @@ def make_plan(config: SweepConfig) -> SweepPlan:
     problems = Problems()
     check_output(Path(config.output), problems)
     check_trackers(config.track, problems)
-    data = problems.attempt(load_text_data, config.data)
+    task, data = open_task(config.task, config.data, problems)
+    config = with_metric(config)
     base = problems.attempt(load_base, config.base)
     if base is not None:
         problems.attempt(base.source.check_weights, config.base.model)
-    names = data.label_names if data else ("0", "1")
-    check_metric(config.metric, len(names) if data else None, problems)
-    task = SequenceClassification(names)
+    check_metric(config.metric, task.metrics if data else task.possible_metrics(), problems)
     check = BaseCheck(base, task) if base else None
     space = Space(config)
     sound = check_space(config, problems)
     for position in sound:
-        _check_corners(config, position, check, data, problems)
+        _check_corners(config, position, check, task, data, problems)
     problems.raise_if_any()
     assert data is not None  # or its problems would have been raised
     assert base is not None
@@ -229,7 +229,12 @@ def _check_grid(config: SweepConfig, problems: Problems) -> None:
 
 
 def _check_corners(
-    config: SweepConfig, position: int, check: BaseCheck | None, data: TextData | None, problems: Problems
+    config: SweepConfig,
+    position: int,
+    check: BaseCheck | None,
+    task: Task,
+    data: TextData | None,
+    problems: Problems,
 ) -> None:
     """Build the method's config and training at the corners of its space: every value once, and both ends."""
     entry, where = config.methods[position], f"methods.{position}"
@@ -247,7 +252,7 @@ def _check_corners(
         if fixed is not None:
             training = _corner_training(fixed, of_training, shared, where, problems)
         if settings is not None and training is not None and data is not None:
-            check_class_weights(config.training, {where: training}, data.label_names, problems)
+            check_class_weights(config.training, {where: training}, task, problems)
             with problems.collecting(where):
                 method.check_training(training)
                 method.check_steps(settings, training.steps(len(data.train)))

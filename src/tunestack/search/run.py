@@ -96,6 +96,7 @@ def comparison_of(plan: SweepPlan, chosen: Sequence[Suggestion], output: str) ->
     config = plan.config
     return {
         "data": config.data.model_dump(mode="json", exclude_defaults=True),
+        "task": config.task.model_dump(mode="json"),
         "bases": [config.base.model_dump(mode="json", exclude_defaults=True)],
         "methods": [
             {
@@ -172,6 +173,7 @@ def as_comparison(plan: SweepPlan) -> Plan:
     config = plan.config
     settings = CompareConfig(
         data=config.data,
+        task=config.task,
         bases=[config.base],
         methods=[{"method": entry.method, "name": entry.title} for entry in config.methods],
         training=config.training,

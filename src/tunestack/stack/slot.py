@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from peft import PeftConfig
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import get_scheduler
 
-from tunestack.arrays import FloatArray, IntArray
+from tunestack.arrays import IntArray
 from tunestack.config import TrainingConfig
 from tunestack.data.batches import epoch_batches
 from tunestack.files import replacing
@@ -84,7 +85,7 @@ class Slot:
         self.failure: str | None = None
         self.pruned = False
         self.consistent = True
-        self.best_probabilities: FloatArray | None = None
+        self.best_answers: NDArray[Any] | None = None
         self.lengths = lengths
         self._batches: tuple[int, list[IntArray]] = (-1, [])
         training = trial.training
@@ -163,7 +164,7 @@ class Slot:
         self.consistent = True
 
     def record(
-        self, metric: str, metrics: dict[str, float], loss: float, probabilities: FloatArray
+        self, metric: str, metrics: dict[str, float], loss: float | None, answers: NDArray[Any]
     ) -> CurvePoint:
         """Note an evaluation; keep the weights if they are the best so far."""
         progress = self.progress
@@ -181,7 +182,7 @@ class Slot:
             progress.best_value, progress.best_epoch = metrics[metric], point.epoch
             progress.without_gain = 0
             self.best.copy_(self.flat)
-            self.best_probabilities = probabilities
+            self.best_answers = answers
         else:
             progress.without_gain += 1
         self.consistent = True
@@ -204,8 +205,8 @@ class Slot:
         tensors = {"flat": self.flat, "best": self.best}
         for key, value in self._optimizer_tensors().items():
             tensors[key] = value
-        if self.best_probabilities is not None:
-            tensors["best_probabilities"] = torch.from_numpy(np.ascontiguousarray(self.best_probabilities))
+        if self.best_answers is not None:
+            tensors["best_answers"] = torch.from_numpy(np.ascontiguousarray(self.best_answers))
         state = {**vars(self.progress), "curve": [point.model_dump() for point in self.progress.curve]}
         with replacing(path) as temporary:
             contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -221,8 +222,8 @@ class Slot:
         with torch.no_grad():
             self.flat.copy_(tensors["flat"])
             self.best.copy_(tensors["best"])
-        if "best_probabilities" in tensors:
-            self.best_probabilities = tensors["best_probabilities"].numpy()
+        if "best_answers" in tensors:
+            self.best_answers = tensors["best_answers"].numpy()
         if self.progress.step:
             self._load_optimizer(tensors)
 

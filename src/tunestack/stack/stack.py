@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tunestack.arrays import FloatArray, IntArray
+from tunestack.arrays import IntArray
 from tunestack.bases import Base
 from tunestack.bases.base import LoadedModel, keep_first_token
 from tunestack.data.batches import evaluation_batches
-from tunestack.data.encode import Encoded, pad
+from tunestack.data.encode import Encoded
 from tunestack.methods.base import with_head
 from tunestack.methods.sites import Dropout, Host, SharedInputError, Span
 from tunestack.stack.events import Event, Notify, event_of
 from tunestack.stack.lanes import Lanes
 from tunestack.stack.slot import Slot, Trial
-from tunestack.tasks.classification import SequenceClassification
+from tunestack.tasks.base import Evaluation, Given, Task
 
 T = TypeVar("T")
 
@@ -34,11 +34,11 @@ EVALUATION_TOKENS = 8192
 class Workload:
     """What a stack works on: a base, a task, its splits (encoded once for each max_length) and the metric.
 
-    splits: columns `text`, `label` (see `tunestack.data`); train and validation at least.
+    splits: with the columns that the task reads; train and validation at least.
     """
 
     base: Base
-    task: SequenceClassification
+    task: Task
     splits: Mapping[str, Any]
     metric: str
     _encoded: dict[tuple[str, int], Encoded] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class Outcome:
     trial: Trial
     slot: Slot
     host: Host
-    probabilities: Mapping[str, FloatArray]
+    answers: Mapping[str, Given]
     seconds: float
     failure: str | None
     pruned: bool = False
@@ -101,7 +101,7 @@ class Stack:
                     self.host.place(name, index, Dropout(module.p))
         max_length = self.work.base.room_for_text(trial.training.max_length, adapter.positions)
         train = self.work.encoded("train", max_length)
-        weights = self.work.task.class_weights(trial.training.class_weights, _labels(train), self.device)
+        weights = self.work.task.class_weights(trial.training.class_weights, train, self.device)
         return Slot(index, trial, config, adapter, max_length, train.lengths, weights)
 
     def close(self, slot: Slot) -> None:
@@ -170,18 +170,16 @@ class Stack:
         logits = self._forward(chosen, spans)
         losses = []
         for slot, span, (encoded, indices) in zip(slots, spans, chosen, strict=True):
-            labels = torch.from_numpy(_labels(encoded)[indices]).to(self.device)
-            losses.append(self.work.task.loss(logits[span.start : span.stop], labels, slot.class_weights))
+            targets = self.work.task.targets(encoded, indices).to(self.device)
+            losses.append(self.work.task.loss(self._own(logits, span), targets, slot.class_weights))
         total = torch.stack(losses)
         penalties = [slot.adapter.penalty() for slot in slots if slot.adapter.penalty is not None]
         sum(penalties, total.sum()).backward()
         return [float(loss) for loss in total.detach().cpu()]
 
     def _forward(self, chosen: Sequence[tuple[Encoded, IntArray]], spans: Sequence[Span]) -> Tensor:
-        # Padded on the right whatever the tokenizer prefers: on the left, models with a table of positions
-        # would give a text other positions in other company.
         leading = [span.leading for span in spans]
-        batch = pad(chosen, self.work.base.tokenizer.pad_token_id, leading=leading)
+        batch = self.work.task.batch(chosen, self.work.base.tokenizer.pad_token_id, leading)
         tokens = batch["input_ids"].shape[1]
         self.host.rows.set(
             [
@@ -193,8 +191,12 @@ class Stack:
         there = {name: tensor.to(self.device) for name, tensor in batch.items()}
         with self._precision():
             output = self.host.model(**self.host.arguments(there))
-        logits: Tensor = output.logits
-        return logits
+        return self.work.task.logits(output)
+
+    def _own(self, logits: Tensor, span: Span) -> Tensor:
+        """The logits of a slot's rows; of each row those of the text's own tokens."""
+        own = logits[span.start : span.stop]
+        return own[:, span.leading :] if self.work.task.per_token and span.leading else own
 
     def _precision(self) -> AbstractContextManager[object]:
         """Mixed precision for models whose own weights train, in fp32; a frozen base has its own dtype."""
@@ -202,8 +204,8 @@ class Stack:
             return torch.autocast(self.device.type, dtype=self.work.base.dtype)
         return nullcontext()
 
-    def logits(self, slots: Sequence[Occupant], encoded: Encoded) -> Tensor:
-        """Every slot on every example: [slots, examples, classes] fp32, on the processor.
+    def outputs(self, slots: Sequence[Occupant], encoded: Encoded) -> Tensor:
+        """What the task keeps of every slot's logits on every row: [slots, rows, ...] fp32, on the processor.
 
         Out of memory, batches are halved, down to single rows.
         """
@@ -214,7 +216,7 @@ class Stack:
                 groups = self._groups(left)
                 left = left[sum(map(len, groups)) :]
                 tokens = self._evaluation_tokens // len(groups)
-                evaluate = functools.partial(self._logits, encoded=encoded, tokens=tokens)
+                evaluate = functools.partial(self._outputs, encoded=encoded, tokens=tokens)
                 outputs += [done.result() for done in self.lanes.run(evaluate, groups)]
             return torch.cat(outputs)
         except SharedInputError:
@@ -223,17 +225,19 @@ class Stack:
             if not _out_of_memory(error) or self._evaluation_tokens < 2:
                 raise
             self._evaluation_tokens //= 2
-        return self.logits(slots, encoded)
+        return self.outputs(slots, encoded)
 
     @torch.inference_mode()
-    def _logits(self, slots: Sequence[Occupant], encoded: Encoded, tokens: int) -> Tensor:
+    def _outputs(self, slots: Sequence[Occupant], encoded: Encoded, tokens: int) -> Tensor:
         results: Tensor | None = None
         for indices in evaluation_batches(encoded.lengths, max(1, tokens // len(slots))):
             chosen = [(encoded, indices)] * len(slots)
-            logits = self._forward(chosen, _spans(slots, chosen, training=False)).float().cpu()
+            spans = _spans(slots, chosen, training=False)
+            logits = self._forward(chosen, spans)
+            kept = [self.work.task.collect(self._own(logits, span), encoded, indices).cpu() for span in spans]
             if results is None:
-                results = torch.empty(len(slots), len(encoded), logits.shape[-1])
-            results[:, torch.from_numpy(indices.copy())] = logits.view(len(slots), len(indices), -1)
+                results = torch.zeros(len(slots), len(encoded), *kept[0].shape[1:])
+            results[:, torch.from_numpy(indices.copy())] = torch.stack(kept)
         if results is None:
             raise ValueError("an empty split cannot be evaluated")
         return results
@@ -243,31 +247,30 @@ class Stack:
         by_length: dict[int, list[Slot]] = {}
         for slot in slots:
             by_length.setdefault(slot.max_length, []).append(slot)
-        task = self.work.task
         for max_length, group in by_length.items():
             encoded = self.work.encoded("validation", max_length)
-            labels = _labels(encoded)
-            for slot, logits in zip(group, self.logits(group, encoded), strict=True):
-                weights = None if slot.class_weights is None else slot.class_weights.cpu()
-                loss = float(task.loss(logits, torch.from_numpy(labels), weights))
-                if not bool(torch.isfinite(logits).all()):
+            for slot, found in zip(group, self.answers(group, encoded), strict=True):
+                if not found.finite:
                     slot.failure = f"the validation outputs are not finite after step {slot.progress.step}"
                     continue
-                probabilities = task.probabilities(logits)
-                metrics = task.metrics(labels, probabilities)
-                point = slot.record(self.work.metric, metrics, loss, probabilities)
+                metrics = self.work.task.scores(self.work.splits["validation"], found.given)
+                point = slot.record(self.work.metric, metrics, found.loss, found.given)
                 notify(event_of("evaluated", slot, point=point))
 
+    def answers(self, slots: Sequence[Occupant], encoded: Encoded) -> list[Evaluation]:
+        """What every slot answers, in shared forwards."""
+        weights = [slot.class_weights if isinstance(slot, Slot) else None for slot in slots]
+        return self.work.task.evaluate(self, slots, encoded, weights)
+
     def outcome(self, slot: Slot) -> Outcome:
-        """What a finished trial reached: best weights restored, probabilities on every split but train."""
-        probabilities: dict[str, FloatArray] = {}
-        if slot.failure is None and slot.best_probabilities is not None:
+        """What a finished trial reached: best weights restored, answers on every split but train."""
+        answers: dict[str, Given] = {}
+        if slot.failure is None and slot.best_answers is not None:
             slot.restore_best()
-            probabilities["validation"] = slot.best_probabilities
+            answers["validation"] = slot.best_answers
             if "test" in self.work.splits:
-                encoded = self.work.encoded("test", slot.max_length)
-                probabilities["test"] = self.work.task.probabilities(self.logits([slot], encoded)[0])
-        return Outcome(slot.trial, slot, self.host, probabilities, slot.seconds(), slot.failure, slot.pruned)
+                answers["test"] = self.answers([slot], self.work.encoded("test", slot.max_length))[0].given
+        return Outcome(slot.trial, slot, self.host, answers, slot.seconds(), slot.failure, slot.pruned)
 
 
 def _spans(
@@ -278,12 +281,6 @@ def _spans(
     return [
         slot.span(stop - count, stop, training) for slot, stop, count in zip(slots, ends, rows, strict=True)
     ]
-
-
-def _labels(encoded: Encoded) -> IntArray:
-    if encoded.labels is None:
-        raise ValueError("this split has no labels")
-    return encoded.labels
 
 
 def _out_of_memory(error: BaseException) -> bool:

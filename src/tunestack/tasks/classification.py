@@ -2,76 +2,150 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pandas as pd
 import torch
+from numpy.typing import NDArray
+from peft import TaskType
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, PretrainedConfig
+from transformers import AutoModelForSequenceClassification
 
 from tunestack.arrays import FloatArray, IntArray
-from tunestack.bases import Base
+from tunestack.config import DataConfig
 from tunestack.data.encode import Encoded, encode
-from tunestack.tasks.metrics import classification_metrics
+from tunestack.data.load import TextData, load_text_data
+from tunestack.errors import Problems
+from tunestack.tasks.answers import Answers, Predictions
+from tunestack.tasks.base import Given, Split, Task, columns_of
+from tunestack.tasks.metrics import (
+    METRICS,
+    Metric,
+    classification_metrics,
+    confusion_matrix,
+    metrics_of_labels,
+)
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from tunestack.bases import Base
 
 
-class SequenceClassification:
-    """What is solved: which of `label_names` a text has; weighted cross-entropy, argmax.
+class SequenceClassification(Task):
+    """Which of `label_names` a text has; weighted cross-entropy, argmax.
 
-    reads_first_token: of models whose classification head reads the first token, nothing else is read.
+    An answer is the probability of each label, [examples, labels] in fp64.
     """
 
+    name = "classification"
+    summary = "one label a text, or a pair of texts"
+    title = "classify sequences"
     auto_class = AutoModelForSequenceClassification
+    peft_type = TaskType.SEQ_CLS
+    default_metric = "f1"
+    target = "classes"
+    gives_probabilities = True
     reads_first_token = True
 
-    def __init__(self, label_names: Sequence[str]) -> None:
-        self.label_names = tuple(label_names)
+    @classmethod
+    def load(cls, config: DataConfig, options: Any) -> TextData:
+        """Texts with one label each. Raises UserError with all problems."""
+        return load_text_data(config)
 
-    def model_config(self, base: Base) -> PretrainedConfig:
-        """The model's config, with this task's labels."""
-        return base.model_config(
-            len(self.label_names),
-            id2label=dict(enumerate(self.label_names)),
-            label2id={name: index for index, name in enumerate(self.label_names)},
-        )
+    def check_training(self, class_weights: object, where: str, problems: Problems) -> None:
+        """Note class weights that are not one a class and above 0: a batch of weight 0 has no loss."""
+        if not isinstance(class_weights, list):
+            return
+        names = self.label_names
+        if len(class_weights) != len(names) or min(class_weights) <= 0:
+            problems.add(
+                f"{where}: class_weights" if where else "training.class_weights",
+                expected=f"{len(names)} weights above 0, for {', '.join(names)}",
+                found=str(class_weights),
+                fix="Give one a class, or `balanced`.",
+            )
 
-    def encode(self, base: Base, split: Dataset | Mapping[str, Any], max_length: int) -> Encoded:
+    def encode(self, base: Base, split: Split, max_length: int) -> Encoded:
         """Tokenise a split with columns `text`, perhaps `text_pair`, perhaps `label`."""
-        columns = split.column_names if hasattr(split, "column_names") else list(split)
-        return encode(
-            base.tokenizer,
-            list(split["text"]),
-            list(split["text_pair"]) if "text_pair" in columns else None,
-            list(split["label"]) if "label" in columns else None,
-            min(max_length, base.longest_input),
-        )
+        return encode_texts(base, split, max_length)
 
     def class_weights(
-        self, wanted: Literal["balanced"] | list[float] | None, labels: IntArray, device: torch.device
+        self, wanted: Literal["balanced"] | list[float] | None, encoded: Encoded, device: torch.device
     ) -> Tensor | None:
         """[classes] fp32 weights of the loss; balanced: n / (classes * count), as scikit-learn defines it."""
         if wanted is None:
             return None
         if wanted == "balanced":
-            counts = np.bincount(labels, minlength=len(self.label_names))
-            values = len(labels) / (len(counts) * np.maximum(counts, 1))
+            counts = np.bincount(encoded.labels, minlength=len(self.label_names))
+            values = len(encoded) / (len(counts) * np.maximum(counts, 1))
         else:
             values = np.asarray(wanted)
         return torch.tensor(values, dtype=torch.float32, device=device)
 
-    def loss(self, logits: Tensor, labels: Tensor, weights: Tensor | None) -> Tensor:
+    def loss(self, logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
         """Cross-entropy in fp32, averaged by weight: sum w_y l / sum w_y. logits [rows, classes]."""
-        return torch.nn.functional.cross_entropy(logits.float(), labels, weights)
+        return torch.nn.functional.cross_entropy(logits.float(), targets, weights)
 
-    def probabilities(self, logits: Tensor) -> FloatArray:
-        """[rows, classes] in fp64, from fp32 logits."""
-        result: FloatArray = torch.softmax(logits.double(), dim=-1).cpu().numpy()
+    def answer(self, encoded: Encoded, outputs: Tensor) -> FloatArray:
+        """Probabilities [examples, classes] in fp64, from fp32 logits."""
+        result: FloatArray = torch.softmax(outputs.double(), dim=-1).cpu().numpy()
         return result
 
-    def metrics(self, labels: IntArray, probabilities: FloatArray) -> dict[str, float]:
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        """Those for so many classes."""
+        return metrics_of_labels(len(self.label_names))
+
+    @classmethod
+    def possible_metrics(cls) -> Collection[str]:
+        """Those of any number of classes."""
+        return METRICS.keys()
+
+    def scores(self, split: Split, given: Given) -> dict[str, float]:
         """All metrics of this task, by scikit-learn's names."""
-        return classification_metrics(labels, probabilities)
+        return classification_metrics(labels_of(split), given)
+
+    def answers(self, split: Split, given: NDArray[Any]) -> Answers:
+        """The most probable classes, and the probabilities."""
+        return Predictions.from_probabilities(labels_of(split), given)
+
+    def confusion(self, split: Split, given: Given) -> list[list[int]] | None:
+        """Examples by their class and the predicted one."""
+        return confusion_matrix(labels_of(split), given)
+
+    def label_counts(self, split: Split) -> list[int]:
+        """Examples of each class."""
+        return [int(count) for count in np.bincount(labels_of(split), minlength=len(self.label_names))]
+
+    def truth(self, split: Split) -> dict[str, list[Any]]:
+        """The label's name."""
+        return {"label": [self.label_names[label] for label in labels_of(split)]}
+
+    def told(self, split: Split, given: Given) -> dict[str, Any]:
+        """The most probable label, and the probability of each."""
+        probabilities = {f"prob_{name}": given[:, index] for index, name in enumerate(self.label_names)}
+        return {"prediction": [self.label_names[index] for index in given.argmax(axis=1)], **probabilities}
+
+    def read(self, frame: pd.DataFrame) -> FloatArray:
+        """The probabilities."""
+        columns = [f"prob_{name}" for name in self.label_names]
+        values: FloatArray = frame[columns].to_numpy().astype(float)  # Python reads floats exactly
+        return values
+
+
+def encode_texts(base: Base, split: Split, max_length: int) -> Encoded:
+    """Tokenise a split with columns `text`, perhaps `text_pair`, perhaps `label` (an array of numbers)."""
+    columns = columns_of(split)
+    return encode(
+        base.tokenizer,
+        list(split["text"]),
+        list(split["text_pair"]) if "text_pair" in columns else None,
+        list(split["label"]) if "label" in columns else None,
+        min(max_length, base.longest_input),
+    )
+
+
+def labels_of(split: Split) -> IntArray:
+    """The label ids of a split."""
+    return np.asarray(split["label"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,19 +33,24 @@ class Counts:
 class Metric:
     """One metric.
 
-    title: how a sentence calls it. lowest: the bottom of its range (the top is 1).
-    from_counts: its value ``[...]`` from `Counts`; None where it needs probabilities (ROC-AUC).
+    title: how a sentence calls it. lowest, highest: the ends of its range.
+    from_counts: its value ``[...]`` from sums over the examples (`Answers.counts`); None where it is no
+    function of sums. of_values: such a one from numbers, gold ``[n]`` and answered ``[seeds, n]``.
     per_example: whether it is a mean of right and wrong answers, one an example.
+    test: what the paired test of it is called, where it is not the usual one.
     binary, multiclass: whether it is reported with two classes, and beyond.
     """
 
     name: str
     title: str
-    from_counts: Callable[[Counts], FloatArray] | None
+    from_counts: Callable[[Any], FloatArray] | None
     lowest: float = 0.0
     per_example: bool = False
     binary: bool = True
     multiclass: bool = True
+    highest: float = 1.0
+    of_values: Callable[[FloatArray, FloatArray], FloatArray] | None = None
+    test: str | None = None
 
 
 def _ratio(part: FloatArray, whole: FloatArray) -> FloatArray:
@@ -101,14 +107,19 @@ METRICS: dict[str, Metric] = {
         Metric("f1_micro", "micro F1", _accuracy, per_example=True, binary=False),
         Metric("accuracy", "accuracy", _accuracy, per_example=True),
         Metric("mcc", "MCC", _mcc, lowest=-1.0),
-        Metric("roc_auc", "ROC-AUC", None),
+        Metric("roc_auc", "ROC-AUC", None, test="DeLong"),
     )
 }
 
 
+def metrics_of_labels(n_classes: int) -> dict[str, Metric]:
+    """The metrics reported for so many classes, by name."""
+    return {name: m for name, m in METRICS.items() if (m.binary if n_classes == 2 else m.multiclass)}
+
+
 def known_metrics(n_classes: int) -> list[str]:
     """Names of the metrics reported for so many classes: what `classification_metrics` returns."""
-    return [m.name for m in METRICS.values() if (m.binary if n_classes == 2 else m.multiclass)]
+    return list(metrics_of_labels(n_classes))
 
 
 def classification_metrics(labels: IntArray, probabilities: NDArray[np.floating]) -> dict[str, float]:

@@ -1,0 +1,231 @@
+"""The seam of the tasks: what is read, answered, minimised, judged. One file and one registry line each."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from peft import TaskType
+from torch import Tensor
+from transformers import PretrainedConfig
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
+
+from tunestack.arrays import IntArray
+from tunestack.config import DataConfig, Settings
+from tunestack.data.encode import Encoded, pad
+from tunestack.data.load import TextData
+from tunestack.errors import Problem, Problems, UserError
+from tunestack.tasks.answers import Answers
+from tunestack.tasks.metrics import Metric
+
+if TYPE_CHECKING:
+    from tunestack.bases import Base
+
+Split = Mapping[str, Any]
+"""Columns by name: a `datasets.Dataset`, or plain lists."""
+Given = NDArray[Any]
+"""What was answered to the examples of a split, [examples, ...]; each task says what that is."""
+
+
+class Forwards(Protocol):
+    """Who runs the model for several trials at once: a stack."""
+
+    def outputs(self, slots: Sequence[Any], encoded: Encoded) -> Tensor:
+        """What `Task.collect` makes of every slot's outputs: [slots, rows, ...] fp32, on the processor."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a trial answered to a split. loss: None where there is nothing to compare with.
+
+    finite: whether all outputs of the model are numbers.
+    """
+
+    given: Given
+    loss: float | None
+    finite: bool = True
+
+
+class Task(ABC):
+    """What is solved.
+
+    name: what users type. summary: what it is, in a few words. title: what the model is asked to do, for
+    sentences. inputs: the columns of a split that the model reads; those that may be missing stand in
+    `optional`. default_metric: what candidates are chosen by. target: what baselines learn of it, if any can.
+    gives_probabilities: whether an answer is a probability of each label. reads_first_token: of models whose
+    classification head reads the first token, nothing else is read. per_token: whether the model answers for
+    every token. options_class: the task's own settings.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    title: ClassVar[str]
+    auto_class: ClassVar[type[_BaseAutoModelClass]]
+    peft_type: ClassVar[TaskType]
+    inputs: ClassVar[tuple[str, ...]] = ("text", "text_pair")
+    optional: ClassVar[tuple[str, ...]] = ("text_pair",)
+    default_metric: ClassVar[str]
+    target: ClassVar[Literal["classes", "numbers", "flags"] | None] = None
+    gives_probabilities: ClassVar[bool] = False
+    reads_first_token: ClassVar[bool] = False
+    per_token: ClassVar[bool] = False
+    options_class: ClassVar[type[Settings]] = Settings
+
+    def __init__(self, label_names: Sequence[str] = (), options: Settings | None = None) -> None:
+        """label_names: in id order; empty where a task has none. options: of `options_class`."""
+        self.label_names = tuple(label_names)
+        self.options: Any = options or self.options_class()
+
+    # Data
+
+    @classmethod
+    @abstractmethod
+    def load(cls, config: DataConfig, options: Any) -> TextData:
+        """Read, check and split the data; options: the task's own. Raises UserError with all problems."""
+
+    def check_training(self, class_weights: object, where: str, problems: Problems) -> None:
+        """Note class weights that this task cannot use."""
+        if isinstance(class_weights, list):
+            problems.add(
+                f"{where}.class_weights" if where else "training.class_weights",
+                expected="none: this task has no classes to weigh",
+                found=str(class_weights),
+                fix="Leave it out.",
+            )
+
+    def texts(self, split: Split) -> dict[str, list[Any]]:
+        """The columns that the model reads."""
+        return {name: list(split[name]) for name in self.inputs if name in columns_of(split)}
+
+    # The model
+
+    def model_config(self, base: Base) -> PretrainedConfig:
+        """The model's config, with this task's labels."""
+        names = self.label_names
+        return base.model_config(
+            max(1, len(names)),
+            id2label=dict(enumerate(names)) or {0: "LABEL_0"},
+            label2id={name: index for index, name in enumerate(names)} or {"LABEL_0": 0},
+        )
+
+    @abstractmethod
+    def encode(self, base: Base, split: Split, max_length: int) -> Encoded:
+        """A split as token ids: rows that the model reads, and what it is to answer where the split tells."""
+
+    def batch(
+        self, chosen: Sequence[tuple[Encoded, IntArray]], pad_id: int, leading: Sequence[int]
+    ) -> dict[str, Tensor]:
+        """One padded batch of the chosen rows of several encoded splits: what the model is called with."""
+        # Padded on the right whatever the tokenizer prefers: on the left, models with a table of positions
+        # would give a text other positions in other company.
+        return pad(chosen, pad_id, leading=leading)
+
+    def logits(self, output: Any) -> Tensor:
+        """The model's answer that the loss is about: [rows, ...]."""
+        logits: Tensor = output.logits
+        return logits
+
+    # Learning
+
+    def class_weights(
+        self, wanted: Literal["balanced"] | list[float] | None, encoded: Encoded, device: torch.device
+    ) -> Tensor | None:
+        """[classes] fp32 weights of the loss; None where nothing is weighed."""
+        return None
+
+    def targets(self, encoded: Encoded, indices: IntArray) -> Tensor:
+        """What the model is to answer to these rows."""
+        if encoded.labels is None:
+            raise ValueError("this split has no labels")
+        return torch.from_numpy(np.asarray(encoded.labels)[indices])
+
+    @abstractmethod
+    def loss(self, logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+        """What training minimises, in fp32: the mean over one trial's rows."""
+
+    # Answering
+
+    def collect(self, logits: Tensor, encoded: Encoded, indices: IntArray) -> Tensor:
+        """What evaluation keeps of the rows of one batch; the same shape for every row of the split."""
+        return logits.float()
+
+    @abstractmethod
+    def answer(self, encoded: Encoded, outputs: Tensor) -> Given:
+        """Answers to the examples, from what `collect` kept of all rows."""
+
+    def evaluate(
+        self, stack: Forwards, slots: Sequence[Any], encoded: Encoded, weights: Sequence[Tensor | None]
+    ) -> list[Evaluation]:
+        """What every slot answers, in shared forwards, and its loss where there are labels."""
+        found = []
+        for outputs, own in zip(stack.outputs(slots, encoded), weights, strict=True):
+            finite = bool(torch.isfinite(outputs).all())
+            loss = None
+            if encoded.labels is not None:
+                targets = self.targets(encoded, np.arange(len(encoded)))
+                loss = float(self.loss(outputs, targets, None if own is None else own.cpu()))
+            found.append(Evaluation(self.answer(encoded, outputs), loss, finite))
+        return found
+
+    # Judging
+
+    @property
+    @abstractmethod
+    def metrics(self) -> Mapping[str, Metric]:
+        """All metrics of this task, by name. Of every one, higher is better."""
+
+    @classmethod
+    def possible_metrics(cls) -> Collection[str]:
+        """Names of metrics that this task has on some data."""
+        return cls().metrics.keys()
+
+    @abstractmethod
+    def scores(self, split: Split, given: Given) -> dict[str, float]:
+        """The metrics of one trial's answers; those that are not defined are left out."""
+
+    @abstractmethod
+    def answers(self, split: Split, given: NDArray[Any]) -> Answers:
+        """The answers of several seeds, [seeds, examples, ...], as statistics need them."""
+
+    def confusion(self, split: Split, given: Given) -> list[list[int]] | None:
+        """``matrix[i][j]``: examples of class i predicted as j; None where that means nothing."""
+        return None
+
+    def label_counts(self, split: Split) -> list[int]:
+        """How many examples have each label; empty where there are no labels."""
+        return []
+
+    # Telling
+
+    @abstractmethod
+    def truth(self, split: Split) -> dict[str, list[Any]]:
+        """What is right, as columns of a file."""
+
+    @abstractmethod
+    def told(self, split: Split, given: Given) -> dict[str, Any]:
+        """The answers as columns of a file, `prediction` first. split: the inputs at least."""
+
+    @abstractmethod
+    def read(self, frame: pd.DataFrame) -> Given:
+        """The answers from the columns that `told` wrote, as text."""
+
+    def shown(self, split: Split, index: int) -> str:
+        """An example as a reader sees it."""
+        return "\n".join(str(split[name][index]) for name in self.inputs if name in columns_of(split))
+
+
+def columns_of(split: Split) -> list[str]:
+    """The names of a split's columns."""
+    return list(split.column_names) if hasattr(split, "column_names") else list(split)
+
+
+def not_for(base: str, task: Task, model_type: str) -> UserError:
+    """The error for a base of which transformers has no model for this task."""
+    expected = f"a model that transformers can {task.title} with"
+    return UserError(Problem(base, expected, f"model_type {model_type!r}", "Choose another base."))

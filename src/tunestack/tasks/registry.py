@@ -1,0 +1,36 @@
+"""All tasks, by name. A new one is one file and one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tunestack.config import DataConfig, TaskConfig
+from tunestack.data.load import TextData
+from tunestack.errors import Problem, Problems, UserError, did_you_mean
+from tunestack.settings import validated
+from tunestack.tasks.base import Task
+from tunestack.tasks.classification import SequenceClassification
+
+TASKS: dict[str, type[Task]] = {task.name: task for task in (SequenceClassification,)}
+
+
+def open_task(settings: TaskConfig, data: DataConfig, problems: Problems) -> tuple[Task, TextData | None]:
+    """A task with its data. Notes what is wrong with either; the task then serves to check the rest."""
+    kind = problems.attempt(find_task, settings.name) or SequenceClassification
+    where = f"task {kind.name}"
+    options = problems.attempt(validated, kind.options_class, settings.options, where)
+    loaded = problems.attempt(kind.load, data, options or kind.options_class())
+    return kind(loaded.label_names if loaded else ("0", "1"), options), loaded
+
+
+def make_task(settings: TaskConfig, label_names: Sequence[str]) -> Task:
+    """A task without its data. Raises UserError for one that is not known, or settings that it has not."""
+    kind = find_task(settings.name)
+    return kind(label_names, validated(kind.options_class, settings.options, f"task {kind.name}"))
+
+
+def find_task(name: str) -> type[Task]:
+    """The task of that name. Raises UserError with the nearest names for an unknown one."""
+    if name not in TASKS:
+        raise UserError(Problem("task", "a known task", repr(name), did_you_mean(name, TASKS)))
+    return TASKS[name]
