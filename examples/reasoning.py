@@ -76,7 +76,7 @@ THINGS = [
     "stones",
 ]
 LARGEST = 20
-STEPS, BATCH, RATE = 1500, 64, 2e-3
+STEPS, BATCH, RATE = 1000, 64, 2e-3
 PROMPT = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the "
     "request.\n\n### Instruction:\n{instruction}\n\n### Response:\n"
