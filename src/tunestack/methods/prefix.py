@@ -143,7 +143,7 @@ class Prefix(Method):
                 fix=OTHERS,
             )
         else:
-            self._check_sizes(config, model, problems)
+            self._check_sizes(config, model, way, problems)
             room = _table_of_positions(model.config) if way.moves_text else math.inf
             most = room - SHORTEST_TEXT
             if not 1 <= (config.num_virtual_tokens or 0) <= most:
@@ -161,8 +161,10 @@ class Prefix(Method):
         way = find_way(model)
         return int(config.num_virtual_tokens) if way is not None and way.moves_text else 0
 
-    def _check_sizes(self, config: PrefixTuningConfig, model: PreTrainedModel, problems: Problems) -> None:
-        own = with_sizes(config, model.config)
+    def _check_sizes(
+        self, config: PrefixTuningConfig, model: PreTrainedModel, way: Way, problems: Problems
+    ) -> None:
+        own = with_sizes(config, model, way)
         for field in ("num_layers", "token_dim", "num_attention_heads", "num_transformer_submodules"):
             given, needed = getattr(config, field), getattr(own, field)
             if given not in (None, needed):
@@ -186,9 +188,9 @@ class Prefix(Method):
         model: Any = host.model
         way = find_way(model)
         assert way is not None  # `check` has seen to it
-        own = with_sizes(config, model.config)
+        own = with_sizes(config, model, way)
         mlp = own.encoder_hidden_size if own.prefix_projection and not own.inference_mode else None
-        part = PrefixPart(own.num_virtual_tokens, KeyValueSizes.of(model.config), mlp, way)
+        part = PrefixPart(own.num_virtual_tokens, way.sizes(model), mlp, way)
         part.initialise(own.init_weights, stable_hash(seed, SAVED))
         part.to(model.device)
         way.open(model)
@@ -207,7 +209,9 @@ class Prefix(Method):
     def save(self, folder: Path, config: PeftConfig, adapter: Adapter, host: Host, base: str) -> None:
         """As PEFT, with the sizes that it needs to load it."""
         model: Any = host.model
-        super().save(folder, with_sizes(config, model.config), adapter, host, base)
+        way = find_way(model)
+        assert way is not None  # or nothing would have been trained
+        super().save(folder, with_sizes(config, model, way), adapter, host, base)
 
 
 class PTuningV2(Prefix):
@@ -244,14 +248,14 @@ class PTuningV2(Prefix):
         return isinstance(config, PrefixTuningConfig) and not config.prefix_projection
 
 
-def with_sizes(config: PeftConfig, model_config: PretrainedConfig) -> Any:
+def with_sizes(config: PeftConfig, model: PreTrainedModel, way: Way) -> Any:
     """The config with the sizes of the base's keys and values, in the fields that PEFT has for them."""
-    sizes = KeyValueSizes.of(model_config)
+    sizes = way.sizes(model)
     full: Any = copy.deepcopy(config)
     full.num_layers = sizes.layers
     full.num_attention_heads = sizes.heads
     full.token_dim = sizes.width
-    full.num_transformer_submodules = 1
+    full.num_transformer_submodules = way.submodules
     if full.encoder_hidden_size is None:
         full.encoder_hidden_size = sizes.width
     return full

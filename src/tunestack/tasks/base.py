@@ -99,6 +99,9 @@ class Task(ABC):
                 fix="Leave it out.",
             )
 
+    def check_base(self, base: Base) -> None:  # noqa: B027 - most need nothing beyond the model's class
+        """Raise UserError for a base that cannot do this task."""
+
     def texts(self, split: Split) -> dict[str, list[Any]]:
         """The columns that the model reads."""
         return {name: list(split[name]) for name in self.inputs if name in columns_of(split)}
@@ -126,6 +129,10 @@ class Task(ABC):
         # would give a text other positions in other company.
         return pad(chosen, pad_id, leading=leading)
 
+    def forward(self, model: Any, batch: dict[str, Any], training: bool) -> Tensor:
+        """The model's answer to a batch that parts may have changed: [rows, ...]."""
+        return self.logits(model(**batch))
+
     def logits(self, output: Any) -> Tensor:
         """The model's answer that the loss is about: [rows, ...]."""
         logits: Tensor = output.logits
@@ -150,6 +157,10 @@ class Task(ABC):
         """What training minimises, in fp32: the mean over one trial's rows."""
 
     # Answering
+
+    def evaluation_sizes(self, encoded: Encoded) -> IntArray:
+        """What each row takes in a batch of evaluation, in tokens of a text."""
+        return encoded.lengths
 
     def collect(self, logits: Tensor, encoded: Encoded, indices: IntArray) -> Tensor:
         """What evaluation keeps of the rows of one batch; the same shape for every row of the split."""
