@@ -156,6 +156,14 @@ class Way(ABC):
         """Of the keys and values that the prefixes stand before."""
         return KeyValueSizes.of(model.config)
 
+    def saved(self, table: Tensor) -> Tensor:
+        """A table [places, layers x 2 x width] as PEFT reads it."""
+        return table
+
+    def read(self, saved: Tensor, sizes: KeyValueSizes) -> Tensor:
+        """The table that PEFT makes of what was saved."""
+        return saved
+
     @abstractmethod
     def arguments(self, batch: dict[str, Any], prefixes: Prefixes) -> dict[str, Any]:
         """What the model is called with."""
@@ -181,7 +189,8 @@ def find_way(model: PreTrainedModel) -> Way | None:
     row = LAYOUTS.get(config.model_type)
     if config.is_encoder_decoder and model.get_output_embeddings() is not None:
         # A table of the decoder's positions would count the longest prefix of the batch in every row.
-        return ThroughDecoder() if row is not None and row.position_offset is None else None
+        relative = row is not None and row.position_offset is None
+        return ThroughDecoder(config.num_decoder_layers) if relative else None
     known = row is not None or any(_asks_registry(type(module)) for module in backbone.modules())
     if "past_key_values" in takes and not config.is_encoder_decoder:
         if not known:
@@ -276,16 +285,30 @@ class ThroughCache(Way):
 class ThroughDecoder(Way):
     """`past_key_values` of a decoder that generates, as PEFT has it: its self-attention alone has prefixes.
 
-    For decoders with relative positions (T5): a row's own prefix stands right before its text.
+    For decoders with relative positions (T5): a row's own prefix stands right before its text. PEFT takes a
+    table for one of four entries a layer, keys and values of self-attention and of the attention to the
+    encoder, and drops the latter; where it made the table itself, there are half as many, used twice.
     """
 
     moves_text = False
     submodules = 2
 
+    def __init__(self, layers: int) -> None:
+        self.layers = layers
+
     def sizes(self, model: PreTrainedModel) -> KeyValueSizes:
-        """The decoder's: its number of layers may be another."""
-        config: Any = model.config
-        return replace(KeyValueSizes.of(config), layers=config.num_decoder_layers)
+        """The decoder's: its number of layers may be another than the encoder's."""
+        return replace(KeyValueSizes.of(model.config), layers=self.layers)
+
+    def saved(self, table: Tensor) -> Tensor:
+        """With nothing for the attention to the encoder: [places, layers x 4 x width]."""
+        own = table.unflatten(1, (self.layers, -1))
+        return torch.cat([own, torch.zeros_like(own)], dim=2).flatten(1)
+
+    def read(self, saved: Tensor, sizes: KeyValueSizes) -> Tensor:
+        """Every other pair of entries, from the beginning again where they end."""
+        pairs = saved.unflatten(1, (-1, 2 * sizes.width))
+        return pairs[:, [2 * layer % pairs.shape[1] for layer in range(self.layers)]].flatten(1)
 
     def arguments(self, batch: dict[str, Any], prefixes: Prefixes) -> dict[str, Any]:
         """The batch with a cache, and a mask over cache and decoder's tokens [rows, places + tokens]."""

@@ -48,13 +48,17 @@ class PrefixPart(Part):
     """One slot's prefixes, fp32: the table [n, layers x 2 x width], or what makes it.
 
     encoder_hidden_size: of the MLP, None without one: W2 tanh(W1 e + b1) + b2 with e [n, width].
+    saved: of how many layers a saved table is, None where one is learned.
     """
 
-    def __init__(self, n: int, sizes: KeyValueSizes, encoder_hidden_size: int | None, way: Way) -> None:
+    def __init__(
+        self, n: int, sizes: KeyValueSizes, encoder_hidden_size: int | None, way: Way, saved: int | None
+    ) -> None:
         super().__init__()
         self.sizes = sizes
         self.way = way
-        numbers = sizes.layers * 2 * sizes.width
+        self.saved = saved is not None
+        numbers = (saved or sizes.layers) * 2 * sizes.width
         self.hidden: nn.Linear | None = None
         if encoder_hidden_size is None:
             self.embedding = nn.Parameter(torch.empty(n, numbers))
@@ -83,6 +87,8 @@ class PrefixPart(Part):
 
     def table(self) -> Tensor:
         """All layers' keys and values, [n, layers x 2 x width]."""
+        if self.saved:
+            return self.way.read(self.embedding, self.sizes)
         if self.hidden is None:
             return self.embedding
         made: Tensor = self.output(torch.tanh(self.hidden(self.embedding)))
@@ -190,7 +196,8 @@ class Prefix(Method):
         assert way is not None  # `check` has seen to it
         own = with_sizes(config, model, way)
         mlp = own.encoder_hidden_size if own.prefix_projection and not own.inference_mode else None
-        part = PrefixPart(own.num_virtual_tokens, way.sizes(model), mlp, way)
+        saved = own.num_layers if own.inference_mode else None
+        part = PrefixPart(own.num_virtual_tokens, way.sizes(model), mlp, way, saved)
         part.initialise(own.init_weights, stable_hash(seed, SAVED))
         part.to(model.device)
         way.open(model)
@@ -201,8 +208,9 @@ class Prefix(Method):
         else:
             for name, parameter in part.named_parameters():
                 adapter.add(f"prompt_encoder.{name}", parameter, decay=decays(name, parameter))
+        if not own.inference_mode:
             adapter.training_only = set(adapter.parameters)
-            adapter.derived = {SAVED: part.table}
+            adapter.derived = {SAVED: lambda: way.saved(part.table())}
         attach_copies(config, host, slot, seed, adapter, PROMPT_PREFIX)
         return adapter
 
@@ -252,7 +260,8 @@ def with_sizes(config: PeftConfig, model: PreTrainedModel, way: Way) -> Any:
     """The config with the sizes of the base's keys and values, in the fields that PEFT has for them."""
     sizes = way.sizes(model)
     full: Any = copy.deepcopy(config)
-    full.num_layers = sizes.layers
+    if not (full.inference_mode and full.num_layers == sizes.layers):
+        full.num_layers = sizes.layers * way.submodules
     full.num_attention_heads = sizes.heads
     full.token_dim = sizes.width
     full.num_transformer_submodules = way.submodules

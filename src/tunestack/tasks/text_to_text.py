@@ -86,6 +86,7 @@ class TextToText(SequenceClassification):
     auto_class = AutoModelForSeq2SeqLM
     peft_type = TaskType.SEQ_2_SEQ_LM
     reads_first_token = False
+    has_head = False
     options_class = TextToTextOptions
 
     @classmethod
