@@ -6,6 +6,10 @@ import pytest
 from datasets import Dataset
 
 from tunestack.comparison import costs
+from tunestack.tasks.base import Split
+from tunestack.tasks.classification import SequenceClassification
+
+TASK = SequenceClassification(["no", "yes"])
 
 
 def test_inference_is_the_fastest_of_parts_that_are_alike(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -13,15 +17,16 @@ def test_inference_is_the_fastest_of_parts_that_are_alike(monkeypatch: pytest.Mo
     now = 0.0
     seen: list[list[str]] = []
 
-    def answer(texts: list[str], pairs: list[str] | None) -> None:
+    def answer(split: Split) -> None:
         nonlocal now
+        texts = split["text"]
         seen.append(texts)
         slowed = 1 if len(seen) == 4 else 3
         now += slowed * 0.01 * len(texts)
 
     monkeypatch.setattr(costs.time, "perf_counter", lambda: now)
     texts = ["x" * (7 * row % 301) + str(row) for row in range(1000)]
-    speed = costs._examples_per_second(Dataset.from_dict({"text": texts, "label": [0] * 1000}), answer)
+    speed = costs._examples_per_second(TASK, Dataset.from_dict({"text": texts, "label": [0] * 1000}), answer)
     assert speed == pytest.approx(100)
     assert len(seen) == costs.SAMPLES
     timed = [text for sample in seen for text in sample]
@@ -34,5 +39,5 @@ def test_inference_is_the_fastest_of_parts_that_are_alike(monkeypatch: pytest.Mo
 def test_few_rows_are_timed_too(rows: int) -> None:
     seen: list[str] = []
     dataset = Dataset.from_dict({"text": ["a"] * rows, "text_pair": ["b"] * rows})
-    assert costs._examples_per_second(dataset, lambda texts, pairs: seen.extend(pairs or [])) > 0
+    assert costs._examples_per_second(TASK, dataset, lambda split: seen.extend(split["text_pair"])) > 0
     assert seen == ["b"] * rows

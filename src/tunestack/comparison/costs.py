@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from datasets import Dataset
 
 from tunestack.comparison.plan import BaselineCandidate, MethodCandidate, Plan, make_plan, texts_of
 from tunestack.config import CompareConfig
@@ -24,7 +25,7 @@ from tunestack.results import Costs
 from tunestack.settings import read_yaml, validated
 from tunestack.stack.slot import Slot
 from tunestack.stack.stack import Stack, Workload
-from tunestack.tasks.base import Split
+from tunestack.tasks.base import Split, Task
 
 BATCHES = 12
 """Training steps measured, from short batches to long ones."""
@@ -99,7 +100,7 @@ def _measure_method(plan: Plan, candidate: MethodCandidate) -> Costs:
         trainable_parameters=trained,
         # As PEFT counts: the model's own head is there beside the trained one.
         total_parameters=trained if candidate.method.saves_whole_model else held + trained,
-        inference_examples_per_second=_examples_per_second(plan, answer),
+        inference_examples_per_second=_examples_per_second(plan.task, plan.data.validation, answer),
     )
 
 
@@ -123,14 +124,13 @@ def _measure_baseline(plan: Plan, candidate: BaselineCandidate) -> Costs:
         peak_memory_bytes=memory.peak(),
         trainable_parameters=fitted.trainable_parameters,
         total_parameters=fitted.total_parameters,
-        inference_examples_per_second=_examples_per_second(plan, answer),
+        inference_examples_per_second=_examples_per_second(plan.task, plan.data.validation, answer),
     )
 
 
-def _examples_per_second(plan: Plan, answer: Callable[[Split], object]) -> float:
+def _examples_per_second(task: Task, validation: Dataset, answer: Callable[[Split], object]) -> float:
     """Inputs to answers. Inputs of their own in every sample: features of texts seen may be kept."""
-    validation = plan.data.validation
-    some = plan.task.texts(validation.select(range(min(EXAMPLES, len(validation)))))
+    some = task.texts(validation.select(range(min(EXAMPLES, len(validation)))))
     order = np.argsort([sum(len(str(text)) for text in row) for row in zip(*some.values())], kind="stable")
     samples = [
         {name: [column[index] for index in order[start::SAMPLES]] for name, column in some.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
@@ -21,9 +21,10 @@ from tunestack.errors import Problem, UserError
 from tunestack.methods.base import with_head
 from tunestack.methods.sites import Dropout, Host, SharedInputError, Span
 from tunestack.stack.events import Event, Notify, event_of
+from tunestack.stack.generation import generate
 from tunestack.stack.lanes import Lanes
 from tunestack.stack.slot import Slot, Trial
-from tunestack.tasks.base import Evaluation, Given, Task
+from tunestack.tasks.base import Decoding, Evaluation, Given, Task
 
 T = TypeVar("T")
 
@@ -217,23 +218,33 @@ class Stack:
 
         Out of memory, batches are halved, down to single rows.
         """
-        outputs: list[Tensor] = []
+        return torch.cat(self._evaluated(slots, functools.partial(self._outputs, encoded=encoded)))
+
+    def generate(
+        self, slots: Sequence[Occupant], encoded: Encoded, decoding: Decoding
+    ) -> list[list[list[int]]]:
+        """What every slot writes after every row, as token ids without the last one, by slot and row."""
+        run = functools.partial(self._generate, encoded=encoded, decoding=decoding)
+        return [texts for group in self._evaluated(slots, run) for texts in group]
+
+    def _evaluated(self, slots: Sequence[Occupant], run: Callable[..., T]) -> list[T]:
+        """The slots in groups, side by side, each within its share of the tokens."""
+        outputs: list[T] = []
         left = slots
         try:
             while left:
                 groups = self._groups(left)
                 left = left[sum(map(len, groups)) :]
-                tokens = self._evaluation_tokens // len(groups)
-                evaluate = functools.partial(self._outputs, encoded=encoded, tokens=tokens)
-                outputs += [done.result() for done in self.lanes.run(evaluate, groups)]
-            return torch.cat(outputs)
+                part = functools.partial(run, tokens=self._evaluation_tokens // len(groups))
+                outputs += [done.result() for done in self.lanes.run(part, groups)]
+            return outputs
         except SharedInputError:
             self.width = 1
         except RuntimeError as error:
             if not _out_of_memory(error) or self._evaluation_tokens < 2:
                 raise
             self._evaluation_tokens //= 2
-        return self.outputs(slots, encoded)
+        return self._evaluated(slots, run)
 
     @torch.inference_mode()
     def _outputs(self, slots: Sequence[Occupant], encoded: Encoded, tokens: int) -> Tensor:
@@ -250,6 +261,26 @@ class Stack:
         if results is None:
             raise ValueError("an empty split cannot be evaluated")
         return results
+
+    def _generate(
+        self, slots: Sequence[Occupant], encoded: Encoded, decoding: Decoding, tokens: int
+    ) -> list[list[list[int]]]:
+        beams, room = decoding.num_beams, max(1, tokens // len(slots))
+        written: list[list[list[int]]] = [[[]] * len(encoded) for _ in slots]
+        ends = self.work.base.ends(self.host.model)
+        for indices in evaluation_batches(encoded.lengths + decoding.max_new_tokens, max(1, room // beams)):
+            chosen = [(encoded, np.repeat(indices, beams))] * len(slots)
+            spans = _spans(slots, chosen, training=False)
+            batch = self.work.task.prompt_batch(
+                chosen, self.work.base.tokenizer.pad_token_id, [span.leading for span in spans]
+            )
+            there = {name: tensor.to(self.device) for name, tensor in batch.items()}
+            with self._precision():
+                texts = generate(self.host, there, spans, ends, decoding)
+            for slot, own in enumerate(np.array_split(np.arange(len(texts)), len(slots))):
+                for index, place in zip(indices, own, strict=True):
+                    written[slot][index] = texts[place]
+        return written
 
     def evaluate(self, slots: Sequence[Slot], notify: Notify) -> None:
         """Validate the slots given, in shared forwards, and record what they reached."""

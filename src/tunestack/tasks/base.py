@@ -33,11 +33,27 @@ Given = NDArray[Any]
 """What was answered to the examples of a split, [examples, ...]; each task says what that is."""
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """How text is generated.
+
+    max_new_tokens: where a text ends that does not end itself. num_beams: 1 is greedy. length_penalty: beams
+    are ranked by log-probability / tokens ** length_penalty.
+    """
+
+    max_new_tokens: int
+    num_beams: int = 1
+    length_penalty: float = 1.0
+
+
 class Forwards(Protocol):
     """Who runs the model for several trials at once: a stack."""
 
     def outputs(self, slots: Sequence[Any], encoded: Encoded) -> Tensor:
         """What `Task.collect` makes of every slot's outputs: [slots, rows, ...] fp32, on the processor."""
+
+    def generate(self, slots: Sequence[Any], encoded: Encoded, decoding: Decoding) -> list[list[list[int]]]:
+        """What every slot writes after every row, as token ids, by slot and row."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +150,12 @@ class Task(ABC):
     def forward(self, model: Any, batch: dict[str, Any], training: bool) -> Tensor:
         """The model's answer to a batch that parts may have changed: [rows, ...]."""
         return self.logits(model(**batch))
+
+    def prompt_batch(
+        self, chosen: Sequence[tuple[Encoded, IntArray]], pad_id: int, leading: Sequence[int]
+    ) -> dict[str, Tensor]:
+        """One batch of rows to go on from, for tasks that generate: padded so that all end together."""
+        return pad(chosen, pad_id, side="left", leading=leading)
 
     def logits(self, output: Any) -> Tensor:
         """The model's answer that the loss is about: [rows, ...]."""

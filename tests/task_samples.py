@@ -1,0 +1,55 @@
+"""The tasks that the contract suite tests, one sample each. A new task joins with its sample."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tiny
+from tunestack.tasks.base import Task
+from tunestack.tasks.classification import SequenceClassification
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A task on tiny data.
+
+    kinds: architectures of the tiny models. make: the task. splits: train, validation and test, as the task's
+    `load` gives them. write: puts the same data into a folder and returns the settings of a comparison that
+    are about it (`data`, and `task` beyond its name). baselines: those that can do it. families: methods that
+    train together in a stack.
+    """
+
+    kinds: tuple[str, ...]
+    make: Callable[[], Task]
+    splits: Mapping[str, Any]
+    write: Callable[[Path], dict[str, Any]]
+    baselines: tuple[str, ...] = ()
+    families: tuple[str, ...] = ("lora", "series", "prompt", "prefix")
+
+
+def write_jsonl(folder: Path, splits: Mapping[str, Mapping[str, list[Any]]]) -> dict[str, Any]:
+    """A file of records for every split; returns the settings `data`."""
+    files = {}
+    for name, columns in splits.items():
+        path = folder / f"{name}.jsonl"
+        rows = [dict(zip(columns, row)) for row in zip(*columns.values())]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        files[name] = str(path)
+    return {"data": files}
+
+
+TEXTS = {"train": tiny.texts(26, 1), "validation": tiny.texts(14, 2), "test": tiny.texts(9, 3)}
+
+SAMPLES: dict[str, Sample] = {
+    "classification": Sample(
+        kinds=("bert", "llama"),
+        make=lambda: SequenceClassification(tiny.LABELS),
+        splits=TEXTS,
+        write=lambda folder: write_jsonl(folder, TEXTS),
+        baselines=("majority", "tfidf", "linear-probe"),
+    ),
+}
