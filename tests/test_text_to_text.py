@@ -368,12 +368,13 @@ def test_settings_that_do_not_suit_the_data_are_told_together(tmp_path: Path) ->
 
 @pytest.fixture(scope="module")
 def separable(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Texts whose first letter is their label's, and a tiny T5."""
+    """Texts whose first word tells their label, and a tiny T5."""
     folder = tmp_path_factory.mktemp("separable")
     random = np.random.default_rng(4)
     for split, rows in {"train": 96, "validation": 32, "test": 24}.items():
         names = [tiny.LABELS[index % 2] for index in range(rows)]
-        made = [f"{'aab'[1 + (n == 'urgent')]} {random.choice(list('cdefg'))}" for n in names]
+        words = {"calm": "sea", "urgent": "fire"}
+        made = [f"{words[name]} {random.choice(['north', 'south', 'east', 'west'])}" for name in names]
         pd.DataFrame({"text": made, "label": names}).to_csv(folder / f"{split}.csv", index=False)
     tiny.save_base(folder, "t5", vocab_size=300, initializer_factor=1.0)
     return folder
@@ -396,6 +397,7 @@ def test_a_comparison_learns_beside_baselines(separable: Path) -> None:
     results = runs.compare(values)
     by_name = {candidate.name: candidate for candidate in results.candidates}
     assert set(by_name) == {"majority", "tfidf", "lora", "full"}
+    assert not [one.seeds[0].failure for one in by_name.values() if one.seeds[0].failure]
     reached = {name: one.seeds[0].test.metrics["accuracy"] for name, one in by_name.items()}
     assert reached["majority"] == 0.5
     assert reached["lora"] == reached["full"] == 1.0
@@ -406,7 +408,7 @@ def test_a_comparison_learns_beside_baselines(separable: Path) -> None:
         saved = runs.probabilities(Path(values["output"]), seed.test.predictions_path)
         predictor = tunestack.load(Path(values["output"]) / seed.adapter_path, device="cpu")
         np.testing.assert_allclose(predictor.predict_proba(list(test["text"])), saved, atol=1e-5)
-        assert predictor.predict(["a c", "b c"]) == ["calm", "urgent"]
+        assert predictor.predict(["sea up", "fire up"]) == ["calm", "urgent"]
 
 
 def test_a_plan_names_what_is_wrong_with_base_and_labels(separable: Path) -> None:

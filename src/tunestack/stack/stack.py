@@ -182,7 +182,7 @@ class Stack:
         return [float(loss) for loss in total.detach().cpu()]
 
     def _forward(
-        self, chosen: Sequence[tuple[Encoded, IntArray]], spans: Sequence[Span], training: bool
+        self, chosen: Sequence[tuple[Encoded, IntArray]], spans: Sequence[Span], training: bool = False
     ) -> Tensor:
         leading = [span.leading for span in spans]
         batch = self.work.task.batch(chosen, self.work.base.tokenizer.pad_token_id, leading)
@@ -253,7 +253,7 @@ class Stack:
         for indices in evaluation_batches(sizes, max(1, tokens // len(slots))):
             chosen = [(encoded, indices)] * len(slots)
             spans = _spans(slots, chosen, training=False)
-            logits = self._forward(chosen, spans, training=False)
+            logits = self._forward(chosen, spans)
             kept = [self.work.task.collect(self._own(logits, span), encoded, indices).cpu() for span in spans]
             if results is None:
                 results = torch.zeros(len(slots), len(encoded), *kept[0].shape[1:])
