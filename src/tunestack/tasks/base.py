@@ -75,7 +75,8 @@ class Task(ABC):
     sentences. inputs: the columns of a split that the model reads; those that may be missing stand in
     `optional`. default_metric: what candidates are chosen by. target: what baselines learn of it, if any can.
     gives_probabilities: whether an answer is a probability of each label. reads_first_token: of models whose
-    classification head reads the first token, nothing else is read. per_token: whether the model answers for
+    classification head reads the first token, nothing else is read. has_head: whether the model has modules
+    that a base lacks, which every trial draws and trains whole. per_token: whether the model answers for
     every token. several_tests: whether data may name further test sets. options_class: the task's own
     settings.
     """
@@ -91,6 +92,7 @@ class Task(ABC):
     target: ClassVar[Literal["classes", "numbers", "flags"] | None] = None
     gives_probabilities: ClassVar[bool] = False
     reads_first_token: ClassVar[bool] = False
+    has_head: ClassVar[bool] = True
     per_token: ClassVar[bool] = False
     several_tests: ClassVar[bool] = False
     options_class: ClassVar[type[Settings]] = Settings
@@ -117,8 +119,13 @@ class Task(ABC):
                 fix="Leave it out.",
             )
 
-    def check_base(self, base: Base, splits: Mapping[str, Split], max_length: int, places: int) -> None:  # noqa: B027
-        """Raise UserError for a base that cannot do this task, or examples that it cannot take.
+    def check_base(self, base: Base) -> None:  # noqa: B027 - most need nothing beyond the model's class
+        """Raise UserError for a base that cannot do this task."""
+
+    def check_examples(  # noqa: B027
+        self, base: Base, splits: Mapping[str, Split], max_length: int, places: int
+    ) -> None:
+        """Raise UserError for examples that a base cannot take.
 
         max_length: how many tokens an example may have on it. places: how many there are places for at all.
         """

@@ -11,8 +11,9 @@ from tunestack.settings import validated
 from tunestack.tasks.base import Task
 from tunestack.tasks.classification import SequenceClassification
 from tunestack.tasks.instruction import Instruction
+from tunestack.tasks.text_to_text import TextToText
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (SequenceClassification, Instruction)}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (SequenceClassification, Instruction, TextToText)}
 
 
 def open_task(settings: TaskConfig, data: DataConfig, problems: Problems) -> tuple[Task, TextData | None]:
