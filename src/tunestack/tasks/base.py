@@ -258,6 +258,10 @@ class Task(ABC):
         """How many examples have each label; empty where there are no labels."""
         return []
 
+    def remarks(self, means: Mapping[str, Mapping[str, float]]) -> list[str]:
+        """Sentences on what a candidate's metrics, by split and name, do not show by themselves."""
+        return []
+
     # Telling
 
     @abstractmethod
