@@ -192,7 +192,9 @@ def collect(plan: Plan, folder: RunFolder) -> Results:
             if all(seed.test is not None for seed in trained):
                 candidate.test = summarize(_answers(plan, folder, trained, "test"))
             candidate.tests = {
-                name: summarize(_answers(plan, folder, trained, name)) for name in plan.data.tests
+                name: summarize(_answers(plan, folder, trained, name))
+                for name in plan.data.tests
+                if all(name in seed.scores for seed in trained)
             }
         candidates.append(candidate)
     compared = compare_to_best(validation, plan.config.metric) if len(validation) > 1 else {}
