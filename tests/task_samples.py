@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import tiny
 from tunestack.tasks.base import Task
 from tunestack.tasks.classification import SequenceClassification
+from tunestack.tasks.text_to_text import TextToText, TextToTextOptions
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Sample:
     kinds: architectures of the tiny models. make: the task. splits: train, validation and test, as the task's
     `load` gives them. write: puts the same data into a folder and returns the settings of a comparison that
     are about it (`data`, and `task` beyond its name). baselines: those that can do it. families: methods that
-    train together in a stack.
+    train together in a stack. fields: of the tiny models' configs, where they are not as elsewhere.
     """
 
     kinds: tuple[str, ...]
@@ -29,6 +30,7 @@ class Sample:
     write: Callable[[Path], dict[str, Any]]
     baselines: tuple[str, ...] = ()
     families: tuple[str, ...] = ("lora", "series", "prompt", "prefix")
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 def write_jsonl(folder: Path, splits: Mapping[str, Mapping[str, list[Any]]]) -> dict[str, Any]:
@@ -51,5 +53,14 @@ SAMPLES: dict[str, Sample] = {
         splits=TEXTS,
         write=lambda folder: write_jsonl(folder, TEXTS),
         baselines=("majority", "tfidf", "linear-probe"),
+    ),
+    "text-to-text": Sample(
+        kinds=("t5", "mt5"),
+        make=lambda: TextToText(tiny.LABELS, TextToTextOptions(prompt="{text} ?")),
+        splits=TEXTS,
+        write=lambda folder: {**write_jsonl(folder, TEXTS), "task": {"prompt": "{text} ?"}},
+        baselines=("majority", "tfidf"),
+        # T5 does not divide its attention's scores: drawn wide, rounding errors grow a hundredfold.
+        fields={"initializer_factor": 1.0, "vocab_size": 300},
     ),
 }

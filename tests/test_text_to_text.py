@@ -35,7 +35,9 @@ LABELS = ["no", "no complaint", "complaint"]
 def open_base(folder: Path, kind: str, **fields: Any) -> Base:
     """A tiny base whose tokenizer knows every byte; T5s with narrow weights, as everywhere in these tests."""
     settings = {name: fields.pop(name) for name in ("gradient_checkpointing",) if name in fields}
-    return tiny.random_base(folder, kind, **{"vocab_size": 300, "initializer_factor": 1.0, **fields}, **settings)
+    return tiny.random_base(
+        folder, kind, **{"vocab_size": 300, "initializer_factor": 1.0, **fields}, **settings
+    )
 
 
 def texts(count: int, seed: int) -> dict[str, list[Any]]:
@@ -361,7 +363,9 @@ def test_settings_that_do_not_suit_the_data_are_told_together(tmp_path: Path) ->
     assert wheres == ["prompt", "label_texts", "label_texts.calm"]
     assert "'urgent'" in caught.value.problems[1].fix
     with pytest.raises(UserError, match="text_pair"):
-        TextToText.load(data.model_copy(update={"text_pair": None}), TextToTextOptions(prompt="{text}{text_pair}"))
+        TextToText.load(
+            data.model_copy(update={"text_pair": None}), TextToTextOptions(prompt="{text}{text_pair}")
+        )
     paired = TextToText.load(data, TextToTextOptions(prompt="{text} / {text_pair}"))
     assert "text_pair" in paired.train.column_names
 
@@ -383,7 +387,7 @@ def separable(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_comparison_learns_beside_baselines(separable: Path) -> None:
     values = runs.settings(
         separable,
-        task={"name": "text-to-text", "prompt": "{text} :", "label_texts": {"urgent": "calm, not"}},
+        task={"name": "text-to-text", "prompt": "{text} :", "label_texts": {"urgent": "now"}},
         bases=[{"model": str(separable / "saved-t5"), "dtype": "float32", "device_map": "cpu"}],
         methods=[
             "majority",
@@ -391,7 +395,7 @@ def test_a_comparison_learns_beside_baselines(separable: Path) -> None:
             {"method": "lora", "r": 8, "target_modules": "all-linear"},
             {"method": "full", "training": {"learning_rate": 1e-2}},
         ],
-        training={"epochs": 12, "learning_rate": 3e-2, "batch_size": 8},
+        training={"epochs": 6, "learning_rate": 1e-2, "batch_size": 8},
         seeds=1,
     )
     results = runs.compare(values)
@@ -408,7 +412,7 @@ def test_a_comparison_learns_beside_baselines(separable: Path) -> None:
         saved = runs.probabilities(Path(values["output"]), seed.test.predictions_path)
         predictor = tunestack.load(Path(values["output"]) / seed.adapter_path, device="cpu")
         np.testing.assert_allclose(predictor.predict_proba(list(test["text"])), saved, atol=1e-5)
-        assert predictor.predict(["sea up", "fire up"]) == ["calm", "urgent"]
+        assert predictor.predict(["sea west", "fire north"]) == ["calm", "urgent"]
 
 
 def test_a_plan_names_what_is_wrong_with_base_and_labels(separable: Path) -> None:

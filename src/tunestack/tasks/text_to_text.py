@@ -57,7 +57,9 @@ class TextToTextOptions(Settings):
     @classmethod
     def _has_text(cls, prompt: str) -> str:
         if "text" not in (named := _fields(prompt)) or not named <= {"text", "text_pair"}:
-            raise ValueError("a template with {text}, perhaps {text_pair}; other braces are written {{ and }}")
+            raise ValueError(
+                "a template with {text}, perhaps {text_pair}; other braces are written {{ and }}"
+            )
         return prompt
 
 
@@ -153,7 +155,9 @@ class TextToText(SequenceClassification):
                 problems.add(
                     where,
                     expected="a text that the base's tokenizer can write",
-                    found=f"{text!r}, with characters that it does not know" if own else f"{text!r}: no token",
+                    found=f"{text!r}, with characters that it does not know"
+                    if own
+                    else f"{text!r}: no token",
                     fix="Give the label another text: label_texts in the task's settings.",
                 )
             whole = list(tokenizer(text_target=text)["input_ids"])
