@@ -75,8 +75,8 @@ class Task(ABC):
     sentences. inputs: the columns of a split that the model reads; those that may be missing stand in
     `optional`. default_metric: what candidates are chosen by. target: what baselines learn of it, if any can.
     gives_probabilities: whether an answer is a probability of each label. reads_first_token: of models whose
-    classification head reads the first token, nothing else is read. has_head: whether the model has modules that
-    a base lacks, which every trial draws and trains whole. per_token: whether the model answers for
+    classification head reads the first token, nothing else is read. has_head: whether the model has modules
+    that a base lacks, which every trial draws and trains whole. per_token: whether the model answers for
     every token. options_class: the task's own settings.
     """
 
