@@ -326,12 +326,16 @@ def test_what_is_written_for_a_label(tmp_path: Path) -> None:
 def test_labels_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
     base = open_base(tmp_path, "t5", vocab_size=160)  # a tokenizer without a token for the space
     with pytest.raises(UserError) as caught:
-        TextToText(["ab", "a b", "AB"], TextToTextOptions(label_texts={"AB": "ab"})).check_base(base)
+        TextToText(["ab", "a b", "AB"], TextToTextOptions(label_texts={"AB": "ab"})).check_base(
+            base, {}, 512, 512
+        )
     first, second = caught.value.problems
     assert "'a b'" in first.where
     assert "does not know" in first.found
     assert ("'AB'" in second.where, second.found) == (True, "those of 'ab'")
-    TextToText(["ab", "a"]).check_base(base)
+    TextToText(["ab", "a"]).check_base(base, {}, 512, 512)
+    with pytest.raises(UserError, match="room for a text beside the prompt"):
+        TextToText(["ab", "a"], TextToTextOptions(prompt="x" * 30 + "{text}")).check_base(base, {}, 20, 512)
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])

@@ -182,7 +182,7 @@ class Stack:
         return [float(loss) for loss in total.detach().cpu()]
 
     def _forward(
-        self, chosen: Sequence[tuple[Encoded, IntArray]], spans: Sequence[Span], training: bool = False
+        self, chosen: Sequence[tuple[Encoded, IntArray]], spans: Sequence[Span], training: bool
     ) -> Tensor:
         leading = [span.leading for span in spans]
         batch = self.work.task.batch(chosen, self.work.base.tokenizer.pad_token_id, leading)
@@ -253,7 +253,7 @@ class Stack:
         for indices in evaluation_batches(sizes, max(1, tokens // len(slots))):
             chosen = [(encoded, indices)] * len(slots)
             spans = _spans(slots, chosen, training=False)
-            logits = self._forward(chosen, spans)
+            logits = self._forward(chosen, spans, training=False)
             kept = [self.work.task.collect(self._own(logits, span), encoded, indices).cpu() for span in spans]
             if results is None:
                 results = torch.zeros(len(slots), len(encoded), *kept[0].shape[1:])
@@ -308,8 +308,8 @@ class Stack:
         if slot.failure is None and slot.best_answers is not None:
             slot.restore_best()
             answers["validation"] = slot.best_answers
-            if "test" in self.work.splits:
-                answers["test"] = self.answers([slot], self.work.encoded("test", slot.max_length))[0].given
+            for split in [name for name in self.work.splits if name not in ("train", "validation")]:
+                answers[split] = self.answers([slot], self.work.encoded(split, slot.max_length))[0].given
         return Outcome(slot.trial, slot, self.host, answers, slot.seconds(), slot.failure, slot.pruned)
 
 

@@ -77,7 +77,8 @@ class Task(ABC):
     gives_probabilities: whether an answer is a probability of each label. reads_first_token: of models whose
     classification head reads the first token, nothing else is read. has_head: whether the model has modules
     that a base lacks, which every trial draws and trains whole. per_token: whether the model answers for
-    every token. options_class: the task's own settings.
+    every token. several_tests: whether data may name further test sets. options_class: the task's own
+    settings.
     """
 
     name: ClassVar[str]
@@ -93,6 +94,7 @@ class Task(ABC):
     reads_first_token: ClassVar[bool] = False
     has_head: ClassVar[bool] = True
     per_token: ClassVar[bool] = False
+    several_tests: ClassVar[bool] = False
     options_class: ClassVar[type[Settings]] = Settings
 
     def __init__(self, label_names: Sequence[str] = (), options: Settings | None = None) -> None:
@@ -117,14 +119,25 @@ class Task(ABC):
                 fix="Leave it out.",
             )
 
-    def check_base(self, base: Base) -> None:  # noqa: B027 - most need nothing beyond the model's class
-        """Raise UserError for a base that cannot do this task."""
+    def check_base(self, base: Base, splits: Mapping[str, Split], max_length: int, places: int) -> None:  # noqa: B027
+        """Raise UserError for a base that cannot do this task, or examples that it cannot take.
+
+        max_length: how many tokens an example may have on it. places: how many there are places for at all.
+        """
 
     def texts(self, split: Split) -> dict[str, list[Any]]:
         """The columns that the model reads."""
         return {name: list(split[name]) for name in self.inputs if name in columns_of(split)}
 
     # The model
+
+    def auto_class_for(self, config: PretrainedConfig) -> type[_BaseAutoModelClass]:
+        """What loads the model of a base with this config."""
+        return self.auto_class
+
+    def peft_type_for(self, config: PretrainedConfig) -> TaskType:
+        """What PEFT calls the task on a base with this config."""
+        return self.peft_type
 
     def model_config(self, base: Base) -> PretrainedConfig:
         """The model's config, with this task's labels."""
@@ -156,6 +169,10 @@ class Task(ABC):
     ) -> dict[str, Tensor]:
         """One batch of rows to go on from, for tasks that generate: padded so that all end together."""
         return pad(chosen, pad_id, side="left", leading=leading)
+
+    def forward(self, model: Any, batch: dict[str, Any], training: bool) -> Tensor:
+        """The model's answer to a batch that parts may have changed: [rows, ...]."""
+        return self.logits(model(**batch))
 
     def logits(self, output: Any) -> Tensor:
         """The model's answer that the loss is about: [rows, ...]."""
@@ -207,6 +224,10 @@ class Task(ABC):
                 loss = float(self.loss(outputs, targets, None if own is None else own.cpu()))
             found.append(Evaluation(self.answer(encoded, outputs), loss, finite))
         return found
+
+    def several(self, given: Sequence[Given]) -> NDArray[Any]:
+        """The answers of several seeds to one split, [seeds, examples, ...]."""
+        return np.stack(given)
 
     # Judging
 

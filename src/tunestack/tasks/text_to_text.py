@@ -24,8 +24,9 @@ import torch
 from peft import TaskType
 from pydantic import Field, field_validator
 from torch import Tensor
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoModelForSeq2SeqLM, PretrainedConfig
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 from tunestack.arrays import IntArray
 from tunestack.config import DataConfig, Label, Settings
@@ -122,19 +123,27 @@ class TextToText(SequenceClassification):
 
     # The model
 
-    def check_base(self, base: Base) -> None:
-        """Refuse what is no encoder-decoder, and labels that its tokenizer cannot tell apart or write."""
-        config: Any = base.config
+    def auto_class_for(self, config: PretrainedConfig) -> type[_BaseAutoModelClass]:
+        """What loads an encoder-decoder. Raises UserError for a base that is none."""
         if not config.is_encoder_decoder:
             raise UserError(
                 Problem(
-                    base.name,
-                    "an encoder-decoder that writes labels (T5, mT5, mT0)",
+                    "task text-to-text",
+                    "a base that reads and writes (an encoder-decoder: T5, mT5, mT0)",
                     f"model_type {config.model_type!r}",
                     "Choose such a base, or the task classification for this one.",
                 )
             )
-        self._label_ids(base)
+        return self.auto_class
+
+    def check_base(self, base: Base, splits: Mapping[str, Split], max_length: int, places: int) -> None:
+        """Refuse labels that the base's tokenizer cannot tell apart or write, and prompts that fill it."""
+        problems = Problems()
+        problems.attempt(self._label_ids, base)
+        filled = self.options.prompt.format(text="a", text_pair="a")
+        if base.token_lengths([filled])[0] > max_length:
+            problems.extend(_no_room(max_length))
+        problems.raise_if_any()
 
     def _label_ids(self, base: Base) -> list[list[int]]:
         """The tokens of each label's text, the last of them ends it. Raises UserError with all problems."""
@@ -214,9 +223,7 @@ class TextToText(SequenceClassification):
             else:
                 too_long = middle
         if not fits:
-            fix = "Shorten the prompt, or raise max_length where the base allows it."
-            expected = "room for a text beside the prompt"
-            raise UserError(Problem("training.max_length", expected, f"{limit} tokens", fix))
+            raise _no_room(limit)
         return prompt(fits)
 
     def batch(
@@ -292,6 +299,13 @@ class TextToText(SequenceClassification):
         known: Any = encoded
         logits: int = known.label_ids.shape[1] * known.vocabulary
         return encoded.lengths + logits // NUMBERS_A_TOKEN
+
+
+def _no_room(limit: int) -> UserError:
+    """The error for a prompt that leaves nothing for a text."""
+    expected = "room for a text beside the prompt"
+    fix = "Shorten the prompt, or raise training.max_length where the base allows it."
+    return UserError(Problem("task text-to-text: prompt", expected, f"{limit} tokens in all", fix))
 
 
 def _log_probability(logits: Tensor, ids: Tensor) -> Tensor:
