@@ -151,7 +151,7 @@ class Instruction(Task):
         """By the base, too."""
         return TaskType.SEQ_2_SEQ_LM if config.is_encoder_decoder else self.peft_type
 
-    def check_examples(self, base: Base, splits: Mapping[str, Split], max_length: int, places: int) -> None:
+    def check_base(self, base: Base, splits: Mapping[str, Split], max_length: int, places: int) -> None:
         """Refuse prompts that leave no room for a response, in training or in the model."""
         problems = Problems()
         for name, split in splits.items():
