@@ -134,7 +134,7 @@ def without_cache(stack: Stack, place: Any, row: np.ndarray, new_tokens: int, en
         whole = Encoded([ids], None, np.array([len(ids)]), None, 0)
         chosen = [(whole, np.arange(1))]
         with torch.inference_mode():
-            logits = stack._forward(chosen, [place.span(0, 1, False)])
+            logits = stack._forward(chosen, [place.span(0, 1, False)], training=False)
         token = int(logits[0, -1].argmax())
         if token in ends:
             break

@@ -326,12 +326,16 @@ def test_what_is_written_for_a_label(tmp_path: Path) -> None:
 def test_labels_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
     base = open_base(tmp_path, "t5", vocab_size=160)  # a tokenizer without a token for the space
     with pytest.raises(UserError) as caught:
-        TextToText(["ab", "a b", "AB"], TextToTextOptions(label_texts={"AB": "ab"})).check_base(base)
+        TextToText(["ab", "a b", "AB"], TextToTextOptions(label_texts={"AB": "ab"})).check_base(
+            base, {}, 512, 512
+        )
     first, second = caught.value.problems
     assert "'a b'" in first.where
     assert "does not know" in first.found
     assert ("'AB'" in second.where, second.found) == (True, "those of 'ab'")
-    TextToText(["ab", "a"]).check_base(base)
+    TextToText(["ab", "a"]).check_base(base, {}, 512, 512)
+    with pytest.raises(UserError, match="room for a text beside the prompt"):
+        TextToText(["ab", "a"], TextToTextOptions(prompt="x" * 30 + "{text}")).check_base(base, {}, 20, 512)
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])
@@ -387,7 +391,7 @@ def separable(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_comparison_learns_beside_baselines(separable: Path) -> None:
     values = runs.settings(
         separable,
-        task={"name": "text-to-text", "prompt": "{text} :", "label_texts": {"urgent": "calm, not"}},
+        task={"name": "text-to-text", "prompt": "{text} :", "label_texts": {"urgent": "now"}},
         bases=[{"model": str(separable / "saved-t5"), "dtype": "float32", "device_map": "cpu"}],
         methods=[
             "majority",
@@ -395,7 +399,7 @@ def test_a_comparison_learns_beside_baselines(separable: Path) -> None:
             {"method": "lora", "r": 8, "target_modules": "all-linear"},
             {"method": "full", "training": {"learning_rate": 1e-2}},
         ],
-        training={"epochs": 12, "learning_rate": 3e-2, "batch_size": 8},
+        training={"epochs": 6, "learning_rate": 1e-2, "batch_size": 8},
         seeds=1,
     )
     results = runs.compare(values)
@@ -412,7 +416,7 @@ def test_a_comparison_learns_beside_baselines(separable: Path) -> None:
         saved = runs.probabilities(Path(values["output"]), seed.test.predictions_path)
         predictor = tunestack.load(Path(values["output"]) / seed.adapter_path, device="cpu")
         np.testing.assert_allclose(predictor.predict_proba(list(test["text"])), saved, atol=1e-5)
-        assert predictor.predict(["sea up", "fire up"]) == ["calm", "urgent"]
+        assert predictor.predict(["sea west", "fire north"]) == ["calm", "urgent"]
 
 
 def test_a_plan_names_what_is_wrong_with_base_and_labels(separable: Path) -> None:

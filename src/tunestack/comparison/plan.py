@@ -127,7 +127,7 @@ def make_plan(config: CompareConfig) -> Plan:
                 steps = candidate.training.steps(len(data.train))
                 problems.attempt(candidate.method.check_steps, candidate.config, steps)
         for base, limit, places in _rooms(candidates, bases):
-            problems.attempt(task.check_examples, bases[base], data.splits(), limit, places)
+            problems.attempt(task.check_base, bases[base], data.splits(), limit, places)
     problems.raise_if_any()
     assert data is not None  # or its problems would have been raised
     return Plan(config, data, task, bases, candidates)

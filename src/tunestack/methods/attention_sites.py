@@ -1,7 +1,7 @@
 """How learned keys and values get into a model's attention.
 
 Two ways, both with the unchanged modelling code. Models that take a cache get one which holds the prefixes;
-that is what PEFT does, with the decoder of an encoder-decoder that generates too. Encoders that take none call
+that is what PEFT does, also for the decoder behind an encoder that generates. Encoders that take none call
 transformers' attention registry, where a function of ours puts the prefixes before a layer's own keys and
 values.
 
@@ -312,7 +312,8 @@ class ThroughDecoder(Way):
     def read(self, saved: Tensor, sizes: KeyValueSizes) -> Tensor:
         """Every other pair of entries, from the beginning again where they end."""
         pairs = saved.unflatten(1, (-1, 2 * sizes.width))
-        return pairs[:, [2 * layer % pairs.shape[1] for layer in range(self.layers)]].flatten(1)
+        table: Tensor = pairs[:, [2 * layer % pairs.shape[1] for layer in range(self.layers)]].flatten(1)
+        return table
 
     def arguments(self, batch: dict[str, Any], prefixes: Prefixes) -> dict[str, Any]:
         """The batch with a cache, and a mask over cache and decoder's tokens [rows, places + tokens]."""
@@ -346,7 +347,7 @@ class _DecoderCache(EncoderDecoderCache):
     """Of which attention always believes that the encoder's part is still empty."""
 
     def __init__(self, *caches: Cache) -> None:
-        super().__init__(*caches)  # type: ignore[no-untyped-call]
+        super().__init__(*caches)
         self.is_updated = _Forgetful()
 
 

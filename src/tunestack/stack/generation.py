@@ -122,7 +122,10 @@ class _Forwards:
 
 def _begun(prefixes: Cache | None) -> Cache:
     """A cache that begins with the prefixes, where there are some."""
-    return DynamicCache() if prefixes is None else Cache(layers=[*map(_Kept, prefixes.layers)])
+    if prefixes is None:
+        return DynamicCache()
+    layers: list[Any] = prefixes.layers
+    return Cache(layers=[_Kept(layer) for layer in layers])
 
 
 def _longer(given: dict[str, Tensor], mask: str) -> None:

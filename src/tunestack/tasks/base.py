@@ -119,13 +119,8 @@ class Task(ABC):
                 fix="Leave it out.",
             )
 
-    def check_base(self, base: Base) -> None:  # noqa: B027 - most need nothing beyond the model's class
-        """Raise UserError for a base that cannot do this task."""
-
-    def check_examples(  # noqa: B027
-        self, base: Base, splits: Mapping[str, Split], max_length: int, places: int
-    ) -> None:
-        """Raise UserError for examples that a base cannot take.
+    def check_base(self, base: Base, splits: Mapping[str, Split], max_length: int, places: int) -> None:  # noqa: B027
+        """Raise UserError for a base that cannot do this task, or examples that it cannot take.
 
         max_length: how many tokens an example may have on it. places: how many there are places for at all.
         """
@@ -256,6 +251,10 @@ class Task(ABC):
 
     def label_counts(self, split: Split) -> list[int]:
         """How many examples have each label; empty where there are no labels."""
+        return []
+
+    def remarks(self, means: Mapping[str, Mapping[str, float]]) -> list[str]:
+        """Sentences on what a candidate's metrics, by split and name, do not show by themselves."""
         return []
 
     # Telling

@@ -151,7 +151,7 @@ class Instruction(Task):
         """By the base, too."""
         return TaskType.SEQ_2_SEQ_LM if config.is_encoder_decoder else self.peft_type
 
-    def check_examples(self, base: Base, splits: Mapping[str, Split], max_length: int, places: int) -> None:
+    def check_base(self, base: Base, splits: Mapping[str, Split], max_length: int, places: int) -> None:
         """Refuse prompts that leave no room for a response, in training or in the model."""
         problems = Problems()
         for name, split in splits.items():
@@ -289,6 +289,17 @@ class Instruction(Task):
 
     def _kind(self, gold: str) -> Kind:
         return kind_of(gold) if self.options.answers == "auto" else KINDS[self.options.answers]
+
+    def remarks(self, means: Mapping[str, Mapping[str, float]]) -> list[str]:
+        """How many responses have no answer, which counts as wrong, and how many never ended."""
+        never = f"cut at {self.options.max_new_tokens} tokens, as they did not end"
+        found = []
+        for metric, words in (("parsed", "without an answer that could be read"), ("ended", never)):
+            shares = {split: 1 - own[metric] for split, own in means.items() if metric in own}
+            told = [f"{part:.1%} on {split}" for split, part in shares.items() if part > 0]
+            if told:
+                found.append(f"Responses {words}: {', '.join(told)}.")
+        return found
 
     # Telling
 

@@ -4,12 +4,12 @@ The score of a label is the log-probability of its text t after x, end-of-text t
 
     s(y) = sum_i log p(t_i | x, t_1 .. t_i-1),    p(y | x) = exp s(y) / sum_z exp s(z)
 
-which is the model's own distribution over all texts, given that the text is one of the labels'. A longer label
-text is not made up for: with its length divided out, it would be no probability, and training, which teaches
-the model to write the labels' texts and no others, makes the sum over them nearly one.
+which is the model's own distribution over texts, given that the text is one of the labels'. Scores divided by
+the number of tokens would be none: training teaches the model to write the labels' texts and no others, after
+which exp s(y) is p(y | x) however long a text is.
 
-The encoder runs once for each text, and so do the decoder's keys and values of it; the decoder's own tokens run
-once for each label. What is kept of a batch are the scores.
+The encoder runs once for each text, and so do the decoder's keys and values of it; the decoder's own tokens
+run once for each label. What is kept of a batch are the scores.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from peft import TaskType
-from pydantic import field_validator
+from pydantic import Field, field_validator
 from torch import Tensor
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoModelForSeq2SeqLM, PretrainedConfig
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 from tunestack.arrays import IntArray
 from tunestack.config import DataConfig, Label, Settings
@@ -48,9 +49,9 @@ class TextToTextOptions(Settings):
     """Settings of the task `text-to-text`."""
 
     prompt: str = "{text}"
-    """What the encoder reads: a template with {text}, and {text_pair} for pairs. Of texts that are too long the
-    text is cut, not the template."""
-    label_texts: dict[Label, Label] = {}
+    """What the encoder reads: a template with {text}, and {text_pair} for pairs. Where it gets too long, the
+    text is cut and not the template."""
+    label_texts: dict[Label, Label] = Field(default_factory=dict)
     """What is written for a label, by its name; default: the name itself."""
 
     @field_validator("prompt")
@@ -85,7 +86,7 @@ class TextToText(SequenceClassification):
     name = "text-to-text"
     summary = "one label a text, written by an encoder-decoder"
     title = "write texts"
-    auto_class = AutoModelForSeq2SeqLM
+    auto_class = AutoModelForSeq2SeqLM  # type: ignore[assignment]
     peft_type = TaskType.SEQ_2_SEQ_LM
     reads_first_token = False
     has_head = False
@@ -122,19 +123,27 @@ class TextToText(SequenceClassification):
 
     # The model
 
-    def check_base(self, base: Base) -> None:
-        """Refuse what is no encoder-decoder, and labels that its tokenizer cannot tell apart or write."""
-        config: Any = base.config
+    def auto_class_for(self, config: PretrainedConfig) -> type[_BaseAutoModelClass]:
+        """What loads an encoder-decoder. Raises UserError for a base that is none."""
         if not config.is_encoder_decoder:
             raise UserError(
                 Problem(
-                    base.name,
-                    "an encoder-decoder that writes labels (T5, mT5, mT0)",
+                    "task text-to-text",
+                    "a base that reads and writes (an encoder-decoder: T5, mT5, mT0)",
                     f"model_type {config.model_type!r}",
                     "Choose such a base, or the task classification for this one.",
                 )
             )
-        self._label_ids(base)
+        return self.auto_class
+
+    def check_base(self, base: Base, splits: Mapping[str, Split], max_length: int, places: int) -> None:
+        """Refuse labels that the base's tokenizer cannot tell apart or write, and prompts that fill it."""
+        problems = Problems()
+        problems.attempt(self._label_ids, base)
+        filled = self.options.prompt.format(text="a", text_pair="a")
+        if base.token_lengths([filled])[0] > max_length:
+            problems.extend(_no_room(max_length))
+        problems.raise_if_any()
 
     def _label_ids(self, base: Base) -> list[list[int]]:
         """The tokens of each label's text, the last of them ends it. Raises UserError with all problems."""
@@ -214,9 +223,7 @@ class TextToText(SequenceClassification):
             else:
                 too_long = middle
         if not fits:
-            fix = "Shorten the prompt, or raise max_length where the base allows it."
-            expected = "room for a text beside the prompt"
-            raise UserError(Problem("training.max_length", expected, f"{limit} tokens", fix))
+            raise _no_room(limit)
         return prompt(fits)
 
     def batch(
@@ -241,7 +248,7 @@ class TextToText(SequenceClassification):
         return {**batch, "decoder_input_ids": read, "label_ids": written}
 
     def forward(self, model: Any, batch: dict[str, Any], training: bool) -> Tensor:
-        """The labels' scores, [rows, labels] fp32; in training those of the rows' own labels, the others 0."""
+        """The labels' scores, [rows, labels] fp32; in training of the rows' own labels, the others 0."""
         batch = dict(batch)
         written, read = batch.pop("label_ids"), batch.pop("decoder_input_ids")
         own = batch.pop("label", None)
@@ -290,7 +297,15 @@ class TextToText(SequenceClassification):
     def evaluation_sizes(self, encoded: Encoded) -> IntArray:
         """Tokens of the text, and what the logits of one label's tokens weigh."""
         known: Any = encoded
-        return encoded.lengths + known.label_ids.shape[1] * known.vocabulary // NUMBERS_A_TOKEN
+        logits: int = known.label_ids.shape[1] * known.vocabulary
+        return encoded.lengths + logits // NUMBERS_A_TOKEN
+
+
+def _no_room(limit: int) -> UserError:
+    """The error for a prompt that leaves nothing for a text."""
+    expected = "room for a text beside the prompt"
+    fix = "Shorten the prompt, or raise training.max_length where the base allows it."
+    return UserError(Problem("task text-to-text: prompt", expected, f"{limit} tokens in all", fix))
 
 
 def _log_probability(logits: Tensor, ids: Tensor) -> Tensor:
