@@ -11,6 +11,7 @@ from typing import Any
 import tiny
 from tunestack.tasks.base import Task
 from tunestack.tasks.classification import SequenceClassification
+from tunestack.tasks.multi_label import MultiLabel
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ def write_jsonl(folder: Path, splits: Mapping[str, Mapping[str, list[Any]]]) -> 
 
 TEXTS = {"train": tiny.texts(26, 1), "validation": tiny.texts(14, 2), "test": tiny.texts(9, 3)}
 
+FLAGS = {name: tiny.flagged(split["text"]) for name, split in TEXTS.items()}
+
 SAMPLES: dict[str, Sample] = {
     "classification": Sample(
         kinds=("bert", "llama"),
@@ -51,5 +54,13 @@ SAMPLES: dict[str, Sample] = {
         splits=TEXTS,
         write=lambda folder: write_jsonl(folder, TEXTS),
         baselines=("majority", "tfidf", "linear-probe"),
+    ),
+    "multi-label": Sample(
+        kinds=("bert", "gpt2"),
+        make=lambda: MultiLabel(tiny.FLAG_NAMES),
+        splits=FLAGS,
+        write=lambda folder: write_jsonl(
+            folder, {name: {**split, "label": tiny.flag_names(split)} for name, split in FLAGS.items()}
+        ),
     ),
 }

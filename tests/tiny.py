@@ -78,6 +78,20 @@ def texts(count: int, seed: int, longest: int = 12) -> dict[str, list[Any]]:
     return rows
 
 
+FLAG_NAMES = ("a", "b", "e")
+
+
+def flagged(given: list[str]) -> dict[str, list[Any]]:
+    """The texts, flagged by which of `FLAG_NAMES` are frequent letters of theirs."""
+    flags = [[int(text.count(letter) > len(text) / 9) for letter in FLAG_NAMES] for text in given]
+    return {"text": given, "label": flags}
+
+
+def flag_names(split: dict[str, list[Any]]) -> list[list[str]]:
+    """The flags of every row by their names."""
+    return [[name for name, flag in zip(FLAG_NAMES, row) if flag] for row in split["label"]]
+
+
 def workload(base: Base, rows: int = 26, test: bool = False, metric: str = "accuracy") -> Workload:
     """Classification of tiny texts on this base."""
     splits = {"train": texts(rows, seed=1), "validation": texts(14, seed=2)}

@@ -46,7 +46,7 @@ def encode_labels(
     """
     keys = {where: _keys(values, where, problems) for where, values in columns.items()}
     found = set().union(*(set(column.dropna()) for column in keys.values()))
-    names, name_of = _names(found, labels, known)
+    names, name_of = names_of_values(found, labels, known)
     for where, column in keys.items():
         _check_known(column, name_of, where, problems)
     if len(names) < 2 and found:
@@ -87,7 +87,7 @@ def _keys(values: pd.Series[Any], where: str, problems: Problems) -> pd.Series[A
     return values.where(~(missing | structured), None).map(label_key, na_action="ignore").astype(object)
 
 
-def _names(
+def names_of_values(
     found: set[str], labels: dict[str, str] | list[str] | None, known: Sequence[str] | None
 ) -> tuple[list[str], dict[str, str]]:
     """Names in id order, and the name of every value that may occur."""

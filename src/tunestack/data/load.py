@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,7 @@ def load_text_data(config: DataConfig) -> TextData:
         label_names=labelled.label_names,
         warnings=labelled.warnings + tuple(_warnings(splits, labelled, ours and not config.group_duplicates)),
         source=config.train,
-        fingerprint=_fingerprint(splits, labelled.label_names),
+        fingerprint=fingerprint(splits, labelled.label_names),
     )
 
 
@@ -100,8 +100,8 @@ def read_labelled(config: DataConfig, *, leave_out_missing: bool = False) -> Lab
     leave_out_missing: rows without a text or a label are no problem; they are left out, with a warning.
     """
     problems = Problems()
-    tables = _read_all(config, problems)
-    warnings = _drop_unlabelled_test(tables, config)
+    tables = read_splits(config, problems)
+    warnings = drop_unlabelled_test(tables, config, [config.label])
     text_columns = {"text": config.text, **({"text_pair": config.text_pair} if config.text_pair else {})}
     complete = {name: table.frame for name, table in tables.items()}
     if leave_out_missing:
@@ -120,10 +120,7 @@ def read_labelled(config: DataConfig, *, leave_out_missing: bool = False) -> Lab
     for (name, frame), ids in zip(complete.items(), encoded.values(), strict=True):
         texts = {ours: frame[given] for ours, given in text_columns.items()}
         rows[name] = pd.DataFrame({**texts, "label": ids, "row": frame.index})
-    used = {*text_columns.values(), config.label}
-    unused = [str(column) for column in tables["train"].frame.columns if column not in used]
-    if unused:
-        warnings.append(f"Columns that are not used: {', '.join(unused)}.")
+    warnings += unused_columns(tables["train"], [*text_columns.values(), config.label])
     return Labelled(tables, rows, names, tuple(warnings))
 
 
@@ -140,6 +137,12 @@ def too_many_classes(labelled: Labelled, label: str) -> Problem | None:
         f"{len(counts):,} values in {counts.sum():,} rows, {once:,} of them once",
         f"Is {label!r} the column with the labels? The columns are {columns}.",
     )
+
+
+def unused_columns(table: Table, used: Sequence[str]) -> list[str]:
+    """A sentence that names the columns that nothing reads, if there are any."""
+    unused = [str(column) for column in table.frame.columns if column not in used]
+    return [f"Columns that are not used: {', '.join(unused)}."] if unused else []
 
 
 def _complete(
@@ -176,10 +179,10 @@ def _check_tables(
         check_columns(table.frame, dict.fromkeys(columns), table.where, problems, _CHOOSE)
         for column in texts:
             if column in table.frame:
-                _check_text_column(complete[name][column], f"{table.where}, column {column!r}", problems)
+                check_text_column(complete[name][column], f"{table.where}, column {column!r}", problems)
 
 
-def _read_all(config: DataConfig, problems: Problems) -> dict[str, Table]:
+def read_splits(config: DataConfig, problems: Problems) -> dict[str, Table]:
     """Every given split that can be read, train first."""
     tables: dict[str, Table] = {}
     try:
@@ -195,12 +198,13 @@ def _read_all(config: DataConfig, problems: Problems) -> dict[str, Table]:
     return {name: tables[name] for name in SPLIT_NAMES if name in tables}
 
 
-def _drop_unlabelled_test(tables: dict[str, Table], config: DataConfig) -> list[str]:
+def drop_unlabelled_test(tables: dict[str, Table], config: DataConfig, labels: Sequence[str]) -> list[str]:
     """Leave out a test split that came along without labels; one that was asked for must have them."""
     if "test" not in tables or config.test is not None:
         return []
     table = tables["test"]
-    if config.label in table.frame and not table.frame[config.label].map(_is_no_label).all():
+    there = [label for label in labels if label in table.frame]
+    if any(not table.frame[label].map(_is_no_label).all() for label in there):
         return []
     del tables["test"]
     return [f"{table.where} has no labels and is not used."]
@@ -210,7 +214,8 @@ def _is_no_label(value: object) -> bool:
     return is_missing(value) or label_key(value) == "-1"
 
 
-def _check_text_column(values: pd.Series[Any], where: str, problems: Problems) -> None:
+def check_text_column(values: pd.Series[Any], where: str, problems: Problems) -> None:
+    """Note rows without text, and a column that holds numbers alone."""
     check_texts(values, where, problems)
     texts = values[values.map(lambda value: isinstance(value, str))]
     if len(texts) and pd.to_numeric(texts, errors="coerce").notna().all():
@@ -243,13 +248,14 @@ def _check_classes(splits: dict[str, Dataset], names: Sequence[str], ours: bool)
 def _warnings(splits: dict[str, Dataset], labelled: Labelled, plain: bool) -> list[str]:
     """What a reader of results on these splits must know."""
     return [
-        *_overlaps(splits, labelled.text_columns, plain),
-        *_contradictions(labelled),
+        *overlaps(splits, labelled.text_columns, plain),
+        *contradictions(labelled.rows, labelled.text_columns),
         *_imbalance(splits["train"], labelled.label_names),
     ]
 
 
-def _overlaps(splits: dict[str, Dataset], columns: list[str], plain: bool) -> list[str]:
+def overlaps(splits: Mapping[str, Dataset], columns: Sequence[str], plain: bool) -> list[str]:
+    """Sentences on texts that are in two splits. plain: whether we split, without keeping them together."""
     texts = {name: list(zip(*(split[column][:] for column in columns))) for name, split in splits.items()}
     sentences = []
     for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):
@@ -263,9 +269,10 @@ def _overlaps(splits: dict[str, Dataset], columns: list[str], plain: bool) -> li
     return sentences
 
 
-def _contradictions(labelled: Labelled) -> list[str]:
-    rows = pd.concat(labelled.rows.values(), ignore_index=True)
-    keys = text_keys(rows, labelled.text_columns)
+def contradictions(given: Mapping[str, pd.DataFrame], columns: Sequence[str]) -> list[str]:
+    """Sentences on texts that come several times, and on those of them whose labels differ."""
+    rows = pd.concat(given.values(), ignore_index=True)
+    keys = text_keys(rows, columns)
     sentences = []
     if repeated := repeated_rows(keys):
         sentences.append(f"{repeated:,} of {len(rows):,} rows repeat the text of an earlier row.")
@@ -289,10 +296,11 @@ def _imbalance(train: Dataset, names: Sequence[str]) -> list[str]:
     ]
 
 
-def _fingerprint(splits: dict[str, Dataset], names: Sequence[str]) -> str:
+def fingerprint(splits: Mapping[str, Dataset], names: Sequence[str]) -> str:
+    """sha256 over the label names and all that the splits hold, but for the rows' numbers."""
     digest = hashlib.sha256(json.dumps(list(names)).encode())
     for name, split in splits.items():
-        columns = [column for column in ("text", "text_pair", "label") if column in split.column_names]
+        columns = [column for column in split.column_names if column != "row"]
         digest.update(json.dumps([name, columns, split.num_rows]).encode())
         for row in zip(*(split[column][:] for column in columns)):
             digest.update(json.dumps(row).encode())
