@@ -12,6 +12,7 @@ import tiny
 from tunestack.tasks.base import Task
 from tunestack.tasks.classification import SequenceClassification
 from tunestack.tasks.multi_label import MultiLabel
+from tunestack.tasks.token_classification import TokenClassification
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ def write_jsonl(folder: Path, splits: Mapping[str, Mapping[str, list[Any]]]) -> 
 
 TEXTS = {"train": tiny.texts(26, 1), "validation": tiny.texts(14, 2), "test": tiny.texts(9, 3)}
 
+TAGGED = {
+    "train": tiny.tagged(26, 1),
+    "validation": tiny.tagged(14, 2),
+    "test": tiny.tagged(9, 3),
+}
 FLAGS = {name: tiny.flagged(split["text"]) for name, split in TEXTS.items()}
 
 SAMPLES: dict[str, Sample] = {
@@ -61,6 +67,14 @@ SAMPLES: dict[str, Sample] = {
         splits=FLAGS,
         write=lambda folder: write_jsonl(
             folder, {name: {**split, "label": tiny.flag_names(split)} for name, split in FLAGS.items()}
+        ),
+    ),
+    "token-classification": Sample(
+        kinds=("bert", "roberta", "llama"),
+        make=lambda: TokenClassification(tiny.TAGS),
+        splits=TAGGED,
+        write=lambda folder: write_jsonl(
+            folder, {name: {**split, "tags": tiny.tag_names(split)} for name, split in TAGGED.items()}
         ),
     ),
 }

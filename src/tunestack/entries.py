@@ -70,6 +70,7 @@ class BaseCheck:
     def skeleton(self) -> PreTrainedModel:
         """The model without weights. Raises UserError where transformers has no such model for the task."""
         if self._skeleton is None:
+            self.task.check_base(self.base)
             config = self.task.model_config(self.base)
             try:
                 self._skeleton = self.base.skeleton(self.task.auto_class, config)

@@ -240,7 +240,9 @@ def _cut_texts(plan: Plan) -> list[str]:
         splits = plan.data.splits().values()
         cut = sum(plan.task.encode(base, split, limit).truncated for split in splits)
         if cut:
-            sentences.append(f"{cut:,} texts are cut at {limit} tokens of {name} for {', '.join(names)}.")
+            sentences.append(
+                f"{cut:,} texts are {plan.task.long_texts} {limit} tokens of {name} for {', '.join(names)}."
+            )
     return sentences
 
 

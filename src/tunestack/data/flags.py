@@ -11,7 +11,7 @@ from datasets import Dataset, Features, List, Value
 
 from tunestack.arrays import IntArray
 from tunestack.config import DataConfig
-from tunestack.data.labels import is_missing, label_key, names_of_values
+from tunestack.data.labels import check_known_lists, is_missing, label_key, names_of_values
 from tunestack.data.load import (
     TextData,
     check_text_column,
@@ -25,7 +25,7 @@ from tunestack.data.load import (
 from tunestack.data.sources import Table
 from tunestack.data.split import normal_form, split_positions
 from tunestack.data.tables import check_columns, listed
-from tunestack.errors import Problems, did_you_mean
+from tunestack.errors import Problems
 
 COMMA = ","
 _OTHERS = ("|", ";", "\t")
@@ -135,7 +135,7 @@ def _from_lists(
         _check_separator(keys, found, problems)
     names, name_of = names_of_values(found, config.labels, tables["train"].classes.get(config.label))
     for name, column in keys.items():
-        _check_known(column, name_of, places[name], problems)
+        check_known_lists(column, name_of, places[name], problems)
     _check_names(names, problems)
     ids = {name: position for position, name in enumerate(names)}
     flags: dict[str, IntArray] = {}
@@ -184,21 +184,6 @@ def _check_separator(keys: Mapping[str, pd.Series[Any]], found: Collection[str],
                 found=f"no text with two labels, but {other!r} in labels such as {inside[0]!r}",
                 fix=f"Write task: {{name: multi-label, separator: {other!r}}}.",
             )
-
-
-def _check_known(column: pd.Series[Any], known: Mapping[str, str], where: str, problems: Problems) -> None:
-    rows: dict[str, list[int]] = {}
-    for row, keys in column.items():
-        for key in sorted(keys - known.keys()):
-            rows.setdefault(key, []).append(row)  # type: ignore[arg-type]
-    for key, numbers in list(rows.items())[:5]:
-        found = f"{key!r} in {listed(numbers, len(column))}"
-        fix = f"{did_you_mean(key, known)} Add it to data.labels, or correct the rows."
-        problems.add(where, expected="labels of data.labels", found=found, fix=fix)
-    if len(rows) > 5:
-        fix = "Is this the column with the labels?"
-        found = f"{len(rows) - 5:,} more unknown labels"
-        problems.add(where, expected="labels of data.labels", found=found, fix=fix)
 
 
 def _check_names(names: Sequence[str], problems: Problems) -> None:

@@ -130,3 +130,21 @@ def _positive_last(names: list[str], positive: str | None, problems: Problems) -
         problems.add("data.positive_label", expected="two classes", found=str(len(names)), fix=fix)
         return names
     return sorted(names, key=lambda name: name == positive)
+
+
+def check_known_lists(
+    column: pd.Series[Any], known: Mapping[str, str], where: str, problems: Problems
+) -> None:
+    """Note keys that are not known, where every row has any number of them."""
+    rows: dict[str, list[int]] = {}
+    for row, keys in column.items():
+        for key in sorted(set(keys) - known.keys()):
+            rows.setdefault(key, []).append(row)  # type: ignore[arg-type]
+    for key, numbers in list(rows.items())[:5]:
+        found = f"{key!r} in {listed(numbers, len(column))}"
+        fix = f"{did_you_mean(key, known)} Add it to data.labels, or correct the rows."
+        problems.add(where, expected="labels of data.labels", found=found, fix=fix)
+    if len(rows) > 5:
+        fix = "Is this the column with the labels?"
+        found = f"{len(rows) - 5:,} more unknown labels"
+        problems.add(where, expected="labels of data.labels", found=found, fix=fix)

@@ -76,7 +76,8 @@ class Task(ABC):
     `optional`. default_metric: what candidates are chosen by. target: what baselines learn of it, if any can.
     gives_probabilities: whether an answer is a probability of each label. reads_first_token: of models whose
     classification head reads the first token, nothing else is read. per_token: whether the model answers for
-    every token. options_class: the task's own settings.
+    every token. reads_words: whether a text may be given as the list of its words. long_texts: what is done
+    to those longer than max_length, in words before "N tokens". options_class: the task's own settings.
     """
 
     name: ClassVar[str]
@@ -91,6 +92,8 @@ class Task(ABC):
     gives_probabilities: ClassVar[bool] = False
     reads_first_token: ClassVar[bool] = False
     per_token: ClassVar[bool] = False
+    reads_words: ClassVar[bool] = False
+    long_texts: ClassVar[str] = "cut at"
     options_class: ClassVar[type[Settings]] = Settings
 
     def __init__(self, label_names: Sequence[str] = (), options: Settings | None = None) -> None:
@@ -114,6 +117,9 @@ class Task(ABC):
                 found=str(class_weights),
                 fix="Leave it out.",
             )
+
+    def check_base(self, base: Base) -> None:  # noqa: B027 - most need nothing beyond the model's class
+        """Raise UserError for a base that cannot do this task."""
 
     def texts(self, split: Split) -> dict[str, list[Any]]:
         """The columns that the model reads."""

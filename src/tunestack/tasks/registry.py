@@ -11,8 +11,11 @@ from tunestack.settings import validated
 from tunestack.tasks.base import Task
 from tunestack.tasks.classification import SequenceClassification
 from tunestack.tasks.multi_label import MultiLabel
+from tunestack.tasks.token_classification import TokenClassification
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (SequenceClassification, MultiLabel)}
+TASKS: dict[str, type[Task]] = {
+    task.name: task for task in (SequenceClassification, MultiLabel, TokenClassification)
+}
 
 
 def open_task(settings: TaskConfig, data: DataConfig, problems: Problems) -> tuple[Task, TextData | None]:
