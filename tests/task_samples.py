@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import tiny
 from tunestack.tasks.base import Task
 from tunestack.tasks.classification import SequenceClassification
+from tunestack.tasks.instruction import Instruction, InstructionOptions
 from tunestack.tasks.multi_label import MultiLabel
 from tunestack.tasks.token_classification import TokenClassification
 
@@ -53,6 +56,26 @@ TAGGED = {
 }
 FLAGS = {name: tiny.flagged(split["text"]) for name, split in TEXTS.items()}
 
+
+def sums(count: int, seed: int, learnt: bool = True) -> dict[str, list[Any]]:
+    """Sums of small numbers; some with an input of their own."""
+    random = np.random.default_rng(seed)
+    rows: dict[str, list[Any]] = {"instruction": [], "input": [], "output": [], "answer": []}
+    for index, (first, second) in enumerate(random.integers(1, 20, size=(count, 2)).tolist()):
+        rows["instruction"].append(f"{first} + {second}?" if index % 3 else "Add.")
+        rows["input"].append("" if index % 3 else f"{first}, {second}")
+        rows["output"].append(f"It is {first + second}.")
+        rows["answer"].append(str(first + second))
+    return rows if learnt else {name: column for name, column in rows.items() if name != "output"}
+
+
+SUMS = {"train": sums(26, 1), "validation": sums(14, 2), "test": sums(9, 3, learnt=False)}
+SUMS_SETTINGS = {
+    "template": "{instruction}=",
+    "template_with_input": "{instruction}{input}=",
+    "max_new_tokens": 8,
+}
+
 SAMPLES: dict[str, Sample] = {
     "classification": Sample(
         kinds=("bert", "llama"),
@@ -76,5 +99,11 @@ SAMPLES: dict[str, Sample] = {
         write=lambda folder: write_jsonl(
             folder, {name: {**split, "tags": tiny.tag_names(split)} for name, split in TAGGED.items()}
         ),
+    ),
+    "instruction": Sample(
+        kinds=("llama",),
+        make=lambda: Instruction(options=InstructionOptions(**SUMS_SETTINGS)),
+        splits=SUMS,
+        write=lambda folder: {**write_jsonl(folder, SUMS), "task": SUMS_SETTINGS},
     ),
 }

@@ -255,7 +255,7 @@ def test_slow_tokenizers_are_refused(tmp_path: Path) -> None:
     base = tiny.random_base(tmp_path, "bert")
     base.tokenizer = Slow()  # type: ignore[assignment]
     with pytest.raises(UserError, match="fast tokenizer"):
-        TokenClassification(tiny.TAGS).check_base(base)
+        TokenClassification(tiny.TAGS).check_base(base, TAGGED, 64, 96)
 
 
 # Data

@@ -19,7 +19,7 @@ from tunestack.data.load import (
     drop_unlabelled_test,
     fingerprint,
     overlaps,
-    read_splits,
+    read_all,
     unused_columns,
 )
 from tunestack.data.sources import Table
@@ -42,7 +42,7 @@ def load_flags(config: DataConfig, separator: str | None, columns: Sequence[str]
     The datasets have `text`, perhaps `text_pair`, `label` (0 or 1 a label, in id order) and `row`.
     """
     problems = Problems()
-    tables = read_splits(config, problems)
+    tables = read_all(config, problems)
     labels = list(columns) or [config.label]
     warnings = drop_unlabelled_test(tables, config, labels)
     texts = {"text": config.text, **({"text_pair": config.text_pair} if config.text_pair else {})}

@@ -19,7 +19,7 @@ from tunestack.data.load import (
     drop_unlabelled_test,
     fingerprint,
     overlaps,
-    read_splits,
+    read_all,
     unused_columns,
 )
 from tunestack.data.sources import Table
@@ -41,7 +41,7 @@ def load_tagged(config: DataConfig) -> TextData:
     problems = Problems()
     _check_settings(config, problems)
     tokens, tags = (config.columns.get(name, name) for name in COLUMNS)
-    tables = read_splits(config, problems)
+    tables = read_all(config, problems)
     warnings = drop_unlabelled_test(tables, config, [tags])
     for table in tables.values():
         check_columns(table.frame, dict.fromkeys([tokens, tags]), table.where, problems, _CHOOSE)

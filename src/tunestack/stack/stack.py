@@ -168,7 +168,7 @@ class Stack:
     def _gradients(
         self, slots: Sequence[Slot], chosen: Sequence[tuple[Encoded, IntArray]], spans: Sequence[Span]
     ) -> list[float]:
-        logits = self._forward(chosen, spans)
+        logits = self._forward(chosen, spans, training=True)
         losses = []
         for slot, span, (encoded, indices) in zip(slots, spans, chosen, strict=True):
             targets = self.work.task.targets(encoded, indices).to(self.device)
@@ -178,7 +178,9 @@ class Stack:
         sum(penalties, total.sum()).backward()
         return [float(loss) for loss in total.detach().cpu()]
 
-    def _forward(self, chosen: Sequence[tuple[Encoded, IntArray]], spans: Sequence[Span]) -> Tensor:
+    def _forward(
+        self, chosen: Sequence[tuple[Encoded, IntArray]], spans: Sequence[Span], training: bool
+    ) -> Tensor:
         leading = [span.leading for span in spans]
         batch = self.work.task.batch(chosen, self.work.base.tokenizer.pad_token_id, leading)
         tokens = batch["input_ids"].shape[1]
@@ -191,8 +193,7 @@ class Stack:
         )
         there = {name: tensor.to(self.device) for name, tensor in batch.items()}
         with self._precision():
-            output = self.host.model(**self.host.arguments(there))
-        return self.work.task.logits(output)
+            return self.work.task.forward(self.host.model, self.host.arguments(there), training)
 
     def _own(self, logits: Tensor, span: Span) -> Tensor:
         """The logits of a slot's rows; of each row those of the text's own tokens."""
@@ -241,10 +242,11 @@ class Stack:
     @torch.inference_mode()
     def _outputs(self, slots: Sequence[Occupant], encoded: Encoded, tokens: int) -> Tensor:
         results: Tensor | None = None
-        for indices in evaluation_batches(encoded.lengths, max(1, tokens // len(slots))):
+        sizes = self.work.task.evaluation_sizes(encoded)
+        for indices in evaluation_batches(sizes, max(1, tokens // len(slots))):
             chosen = [(encoded, indices)] * len(slots)
             spans = _spans(slots, chosen, training=False)
-            logits = self._forward(chosen, spans)
+            logits = self._forward(chosen, spans, training=False)
             kept = [self.work.task.collect(self._own(logits, span), encoded, indices).cpu() for span in spans]
             if results is None:
                 results = torch.zeros(len(slots), len(encoded), *kept[0].shape[1:])
@@ -299,8 +301,8 @@ class Stack:
         if slot.failure is None and slot.best_answers is not None:
             slot.restore_best()
             answers["validation"] = slot.best_answers
-            if "test" in self.work.splits:
-                answers["test"] = self.answers([slot], self.work.encoded("test", slot.max_length))[0].given
+            for split in [name for name in self.work.splits if name not in ("train", "validation")]:
+                answers[split] = self.answers([slot], self.work.encoded(split, slot.max_length))[0].given
         return Outcome(slot.trial, slot, self.host, answers, slot.seconds(), slot.failure, slot.pruned)
 
 

@@ -76,8 +76,9 @@ class Task(ABC):
     `optional`. default_metric: what candidates are chosen by. target: what baselines learn of it, if any can.
     gives_probabilities: whether an answer is a probability of each label. reads_first_token: of models whose
     classification head reads the first token, nothing else is read. per_token: whether the model answers for
-    every token. reads_words: whether a text may be given as the list of its words. long_texts: what is done
-    to those longer than max_length, in words before "N tokens". options_class: the task's own settings.
+    every token. several_tests: whether data may name further test sets. reads_words: whether a text may be given
+    as the list of its words. long_texts: what is done to those longer than max_length, in words before
+    "N tokens". options_class: the task's own settings.
     """
 
     name: ClassVar[str]
@@ -94,6 +95,7 @@ class Task(ABC):
     per_token: ClassVar[bool] = False
     reads_words: ClassVar[bool] = False
     long_texts: ClassVar[str] = "cut at"
+    several_tests: ClassVar[bool] = False
     options_class: ClassVar[type[Settings]] = Settings
 
     def __init__(self, label_names: Sequence[str] = (), options: Settings | None = None) -> None:
@@ -118,14 +120,25 @@ class Task(ABC):
                 fix="Leave it out.",
             )
 
-    def check_base(self, base: Base) -> None:  # noqa: B027 - most need nothing beyond the model's class
-        """Raise UserError for a base that cannot do this task."""
+    def check_base(self, base: Base, splits: Mapping[str, Split], max_length: int, places: int) -> None:  # noqa: B027
+        """Raise UserError for a base that cannot do this task, or examples that it cannot take.
+
+        max_length: how many tokens an example may have on it. places: how many there are places for at all.
+        """
 
     def texts(self, split: Split) -> dict[str, list[Any]]:
         """The columns that the model reads."""
         return {name: list(split[name]) for name in self.inputs if name in columns_of(split)}
 
     # The model
+
+    def auto_class_for(self, config: PretrainedConfig) -> type[_BaseAutoModelClass]:
+        """What loads the model of a base with this config."""
+        return self.auto_class
+
+    def peft_type_for(self, config: PretrainedConfig) -> TaskType:
+        """What PEFT calls the task on a base with this config."""
+        return self.peft_type
 
     def model_config(self, base: Base) -> PretrainedConfig:
         """The model's config, with this task's labels."""
@@ -154,6 +167,10 @@ class Task(ABC):
         """One batch of rows to go on from, for tasks that generate: padded so that all end together."""
         return pad(chosen, pad_id, side="left", leading=leading)
 
+    def forward(self, model: Any, batch: dict[str, Any], training: bool) -> Tensor:
+        """The model's answer to a batch that parts may have changed: [rows, ...]."""
+        return self.logits(model(**batch))
+
     def logits(self, output: Any) -> Tensor:
         """The model's answer that the loss is about: [rows, ...]."""
         logits: Tensor = output.logits
@@ -179,6 +196,10 @@ class Task(ABC):
 
     # Answering
 
+    def evaluation_sizes(self, encoded: Encoded) -> IntArray:
+        """What each row takes in a batch of evaluation, in tokens of a text."""
+        return encoded.lengths
+
     def collect(self, logits: Tensor, encoded: Encoded, indices: IntArray) -> Tensor:
         """What evaluation keeps of the rows of one batch; the same shape for every row of the split."""
         return logits.float()
@@ -200,6 +221,10 @@ class Task(ABC):
                 loss = float(self.loss(outputs, targets, None if own is None else own.cpu()))
             found.append(Evaluation(self.answer(encoded, outputs), loss, finite))
         return found
+
+    def several(self, given: Sequence[Given]) -> NDArray[Any]:
+        """The answers of several seeds to one split, [seeds, examples, ...]."""
+        return np.stack(given)
 
     # Judging
 

@@ -64,7 +64,7 @@ class TokenClassification(Task):
         """Sentences of tagged words. Raises UserError with all problems."""
         return load_tagged(config)
 
-    def check_base(self, base: Base) -> None:
+    def check_base(self, base: Base, splits: Mapping[str, Split], max_length: int, places: int) -> None:
         """Refuse a tokenizer that does not tell where its tokens come from."""
         if not base.tokenizer.is_fast:
             raise UserError(
