@@ -15,6 +15,7 @@ from tunestack.tasks.base import Task
 from tunestack.tasks.classification import SequenceClassification
 from tunestack.tasks.instruction import Instruction, InstructionOptions
 from tunestack.tasks.multi_label import MultiLabel
+from tunestack.tasks.regression import Regression
 from tunestack.tasks.token_classification import TokenClassification
 
 
@@ -47,6 +48,16 @@ def write_jsonl(folder: Path, splits: Mapping[str, Mapping[str, list[Any]]]) -> 
     return {"data": files}
 
 
+def rated(rows: int, seed: int) -> dict[str, list[Any]]:
+    """Pairs of tiny texts; the number is larger where both are urgent."""
+    first, second = tiny.texts(rows, seed), tiny.texts(rows, seed + 10)
+    numbers = [
+        one + other + 0.25 * (i % 3) for i, (one, other) in enumerate(zip(first["label"], second["label"]))
+    ]
+    return {"text": first["text"], "text_pair": second["text"], "label": numbers}
+
+
+RATED = {"train": rated(26, 1), "validation": rated(14, 2), "test": rated(9, 3)}
 TEXTS = {"train": tiny.texts(26, 1), "validation": tiny.texts(14, 2), "test": tiny.texts(9, 3)}
 
 TAGGED = {
@@ -105,5 +116,12 @@ SAMPLES: dict[str, Sample] = {
         make=lambda: Instruction(options=InstructionOptions(**SUMS_SETTINGS)),
         splits=SUMS,
         write=lambda folder: {**write_jsonl(folder, SUMS), "task": SUMS_SETTINGS},
+    ),
+    "regression": Sample(
+        kinds=("bert", "llama"),
+        make=Regression,
+        splits=RATED,
+        write=lambda folder: {"data": {**write_jsonl(folder, RATED)["data"], "text_pair": "text_pair"}},
+        baselines=("majority", "tfidf", "linear-probe"),
     ),
 }

@@ -178,7 +178,7 @@ class _BaselinePredictor(Predictor):
 
     def answers(self, split: Split) -> Given:
         """Answers to at least one example, as the task has them."""
-        result: Given = self._fitted.probabilities(list(split["text"]), split.get("text_pair"))
+        result: Given = self._fitted.answers(list(split["text"]), split.get("text_pair"))
         return result
 
 

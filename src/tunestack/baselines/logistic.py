@@ -48,8 +48,8 @@ class Logistic:
         """How many numbers were fitted."""
         return int(self.coef.size + self.intercept.size)
 
-    def probabilities(self, features: Any) -> FloatArray:
-        """[rows, label_count] fp64, for dense or sparse features [rows, features]."""
+    def answers(self, features: Any) -> FloatArray:
+        """Probabilities [rows, label_count] fp64, for dense or sparse features [rows, features]."""
         from scipy.special import softmax
 
         scores = np.asarray(features @ self.coef.T) + self.intercept

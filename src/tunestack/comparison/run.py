@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import shutil
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -75,7 +74,12 @@ def _run_baseline(candidate: BaselineCandidate, plan: Plan, folder: RunFolder, t
     train = plan.data.train
     try:
         fitted = candidate.baseline.fit(
-            *texts_of(train), np.asarray(train["label"]), len(plan.data.label_names), candidate.options, base
+            *texts_of(train),
+            np.asarray(train["label"]),
+            len(plan.data.label_names),
+            candidate.options,
+            base,
+            candidate.target,
         )
     except UserError as error:  # the data does not suit this one: the others go on
         result = SeedResult(seed=BASELINE_SEED, failure=str(error))
@@ -86,7 +90,7 @@ def _run_baseline(candidate: BaselineCandidate, plan: Plan, folder: RunFolder, t
     fitted.save(path)
     folder.describe(path, candidate)
     answers = {
-        split: fitted.probabilities(*texts_of(dataset))
+        split: fitted.answers(*texts_of(dataset))
         for split, dataset in plan.data.splits().items()
         if split != "train"
     }
@@ -205,8 +209,9 @@ def collect(plan: Plan, folder: RunFolder) -> Results:
         task=plan.task.name,
         data=_data_summary(plan.data, plan),
         candidates=candidates,
-        verdict=decide(candidates, plan.task.metrics[plan.config.metric]),
+        verdict=decide(candidates, plan.task.metrics[plan.config.metric], plan.task.constant),
         hard_examples=_hard_examples(plan, folder, candidates),
+        hard_how=plan.task.misses,
         environment=environment(),
         config=plan.config.model_dump(mode="json"),
     )
@@ -265,7 +270,7 @@ def _hard_examples(plan: Plan, folder: RunFolder, candidates: Sequence[Candidate
             row=int(split["row"][int(index)]),
             text=task.shown(split, int(index)),
             label=str(truth[index]),
-            predicted=Counter(str(own[index]) for own in told).most_common(1)[0][0],
+            predicted=task.typical([own[index] for own in told]),
         )
         for index in wrong
     ]

@@ -1,7 +1,8 @@
-"""From the values of a label column to ids 0 .. classes - 1 and their names."""
+"""From the values of a label column to ids 0 .. classes - 1 and their names, or to numbers."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -61,6 +62,44 @@ def encode_labels(
     id_of = {key: ids[name] for key, name in name_of.items()}
     encoded = {where: column.map(id_of).fillna(-1).astype("int64") for where, column in keys.items()}
     return encoded, tuple(names)
+
+
+def encode_numbers(columns: Mapping[str, pd.Series[Any]], problems: Problems) -> dict[str, pd.Series[Any]]:
+    """The numbers of every column (float64, same index). Notes values that are missing or no finite number.
+
+    columns: raw values by the place they come from, as errors name it.
+    """
+    encoded = {}
+    for where, values in columns.items():
+        kinds = values.map(_number_kind)
+        for kind, fix in _NUMBER_FIXES.items():
+            rows = values.index[kinds == kind]
+            if len(rows):
+                shown = "" if kind == _MISSING else f" such as {values[rows[0]]!r}"
+                found = f"{kind}{shown} in {listed(rows, len(values))}"
+                problems.add(where, expected="a finite number in every row", found=found, fix=fix)
+        encoded[where] = values.where(kinds == _NUMBER, None).astype("float64")
+    return encoded
+
+
+_NUMBER, _MISSING, _OTHER, _INFINITE = "a number", "no value", "no numbers", "numbers that are not finite"
+_NUMBER_FIXES = {
+    _MISSING: "Fill in or remove these rows.",
+    _OTHER: "Choose the column with the numbers; write them with a decimal point, without units.",
+    _INFINITE: "Correct or remove these rows.",
+}
+
+
+def _number_kind(value: object) -> str:
+    if isinstance(value, bool | np.bool_ | list | dict):
+        return _OTHER
+    if is_missing(value):
+        return _MISSING
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return _OTHER
+    return _NUMBER if math.isfinite(number) else _INFINITE
 
 
 def balanced_class_weights(ids: Sequence[int] | np.ndarray[Any, Any], classes: int) -> list[float]:

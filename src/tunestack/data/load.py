@@ -7,13 +7,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 from datasets import Dataset, Features, Value
 
 from tunestack.config import DataConfig
-from tunestack.data.labels import encode_labels, is_missing, label_key
+from tunestack.data.labels import encode_labels, encode_numbers, is_missing, label_key
 from tunestack.data.sources import SPLIT_NAMES, Table, read_source
 from tunestack.data.split import (
     conflicting_texts,
@@ -25,6 +26,9 @@ from tunestack.data.split import (
 from tunestack.data.tables import check_columns, check_texts, listed, read_table
 from tunestack.errors import Problem, Problems, UserError
 
+Kind = Literal["classes", "numbers"]
+"""What the label column holds."""
+
 _CHOOSE = "Choose with --text, --text-pair and --label (elsewhere data.text, data.text_pair, data.label)."
 
 
@@ -33,8 +37,8 @@ class TextData:
     """Labelled text, split.
 
     The datasets have the columns `text` (str), `text_pair` (str; for sentence pairs only), `label` (int:
-    the id) and `row` (int: the row in its file, from 0).
-    label_names: in id order; with `positive_label` and two classes the positive one is id 1.
+    the id; or the number itself) and `row` (int: the row in its file, from 0).
+    label_names: in id order; with `positive_label` and two classes the positive one is id 1. None of numbers.
     warnings: sentences for the reader of a report.
     fingerprint: sha256 over texts, labels and splits. tests: further test sets, by name.
     """
@@ -73,10 +77,10 @@ class Labelled:
         return [column for column in ("text", "text_pair") if column in self.rows["train"]]
 
 
-def load_text_data(config: DataConfig) -> TextData:
+def load_text_data(config: DataConfig, kind: Kind = "classes") -> TextData:
     """Read, check, label and split the data. Raises UserError with all problems."""
-    labelled = read_labelled(config)
-    if (problem := too_many_classes(labelled, config.label)) is not None:
+    labelled = read_labelled(config, kind)
+    if kind == "classes" and (problem := too_many_classes(labelled, config.label)) is not None:
         raise UserError(problem)
     splits = {name: _dataset(rows) for name, rows in labelled.rows.items()}
     ours = "validation" not in splits
@@ -84,7 +88,8 @@ def load_text_data(config: DataConfig) -> TextData:
         groups = labelled.text_columns if config.group_duplicates else None
         parts = split_train_validation(splits["train"], config.train_size, config.seed, groups)
         splits["train"], splits["validation"] = parts
-    _check_classes(splits, labelled.label_names, ours)
+    if kind == "classes":
+        _check_classes(splits, labelled.label_names, ours)
     return TextData(
         train=splits["train"],
         validation=splits["validation"],
@@ -96,7 +101,7 @@ def load_text_data(config: DataConfig) -> TextData:
     )
 
 
-def read_labelled(config: DataConfig, *, leave_out_missing: bool = False) -> Labelled:
+def read_labelled(config: DataConfig, kind: Kind = "classes", *, leave_out_missing: bool = False) -> Labelled:
     """Read and check all given splits. Raises UserError with all problems.
 
     leave_out_missing: rows without a text or a label are no problem; they are left out, with a warning.
@@ -115,8 +120,13 @@ def read_labelled(config: DataConfig, *, leave_out_missing: bool = False) -> Lab
         for name, table in tables.items()
         if config.label in table.frame
     }
-    declared = tables["train"].classes.get(config.label) if "train" in tables else None
-    encoded, names = encode_labels(labels, config.labels, config.positive_label, declared, problems)
+    names: tuple[str, ...] = ()
+    if kind == "numbers":
+        _check_no_names(config, problems)
+        encoded = encode_numbers(labels, problems)
+    else:
+        declared = tables["train"].classes.get(config.label) if "train" in tables else None
+        encoded, names = encode_labels(labels, config.labels, config.positive_label, declared, problems)
     problems.raise_if_any()
     rows = {}
     for (name, frame), ids in zip(complete.items(), encoded.values(), strict=True):
@@ -124,6 +134,15 @@ def read_labelled(config: DataConfig, *, leave_out_missing: bool = False) -> Lab
         rows[name] = pd.DataFrame({**texts, "label": ids, "row": frame.index})
     warnings += unused_columns(tables["train"], [*text_columns.values(), config.label])
     return Labelled(tables, rows, names, tuple(warnings))
+
+
+def _check_no_names(config: DataConfig, problems: Problems) -> None:
+    """Note settings about classes, where labels are numbers."""
+    for name in ("labels", "positive_label"):
+        if getattr(config, name) is not None:
+            found = repr(getattr(config, name))
+            fix = "Leave it out; or choose the task classification."
+            problems.add(f"data.{name}", expected="none: labels are numbers", found=found, fix=fix)
 
 
 def too_many_classes(labelled: Labelled, label: str) -> Problem | None:
@@ -226,7 +245,7 @@ def check_text_column(values: pd.Series[Any], where: str, problems: Problems) ->
 
 
 def _dataset(rows: pd.DataFrame) -> Dataset:
-    kinds = {"text": "string", "text_pair": "string", "label": "int64", "row": "int64"}
+    kinds = {"text": "string", "text_pair": "string", "label": str(rows["label"].dtype), "row": "int64"}
     features = Features({column: Value(kinds[column]) for column in rows.columns})
     return Dataset.from_dict({column: rows[column].tolist() for column in rows.columns}, features=features)
 
@@ -252,7 +271,11 @@ def _warnings(splits: dict[str, Dataset], labelled: Labelled, plain: bool) -> li
     return [
         *overlaps(splits, labelled.text_columns, plain),
         *contradictions(labelled.rows, labelled.text_columns),
-        *_imbalance(splits["train"], labelled.label_names),
+        *(
+            _imbalance(splits["train"], labelled.label_names)
+            if labelled.label_names
+            else _scale(splits["train"])
+        ),
     ]
 
 
@@ -295,6 +318,24 @@ def _imbalance(train: Dataset, names: Sequence[str]) -> list[str]:
     return [
         f"Classes are imbalanced: {counts[rarest]:,} training rows of {names[rarest]!r} against "
         f"{counts[most]:,} of {names[most]!r}; look at F1 and MCC rather than accuracy."
+    ]
+
+
+FAR = 10.0
+"""Beyond this, or with a spread below its inverse, numbers are far from what a new head answers."""
+
+
+def _scale(train: Dataset) -> list[str]:
+    """Heads begin near 0, and learning rates are made for targets around 1."""
+    values = np.asarray(train["label"][:])
+    mean, spread = float(values.mean()), float(values.std())
+    if spread == 0:
+        return [f"All numbers in training are {mean:g}: there is nothing to learn."]
+    if abs(mean) <= FAR and 1 / FAR <= spread <= FAR:
+        return []
+    return [
+        f"The numbers in training have mean {mean:g} and standard deviation {spread:g}: models learn such "
+        "slowly, or not at all. Numbers around 0 to 10 suit them; divide these before training."
     ]
 
 
