@@ -102,6 +102,7 @@ SAMPLES: dict[str, Sample] = {
         write=lambda folder: write_jsonl(
             folder, {name: {**split, "label": tiny.flag_names(split)} for name, split in FLAGS.items()}
         ),
+        baselines=("majority", "tfidf", "linear-probe"),
     ),
     "token-classification": Sample(
         kinds=("bert", "roberta", "llama"),

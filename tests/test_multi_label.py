@@ -15,11 +15,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
+from sklearn.linear_model import LogisticRegression
 from transformers import AutoModelForSequenceClassification
 
 import oracle
 import tiny
 from task_samples import FLAGS
+from tunestack.baselines.logistic import LogisticOptions
+from tunestack.baselines.majority import Majority, MajorityOptions
+from tunestack.baselines.one_vs_rest import fit_one_vs_rest
 from tunestack.comparison.statistics import summarize
 from tunestack.config import DataConfig
 from tunestack.data import TextData
@@ -263,6 +267,30 @@ def test_the_threshold_says_what_is_predicted() -> None:
     assert sk.hamming_loss(split["label"], given >= 0.3) == pytest.approx(
         1 - low.scores(split, given)["hamming_accuracy"]
     )
+
+
+# Baselines
+
+
+@pytest.mark.parametrize("weights", [None, "balanced", [0.5, 2.0, 3.0]])
+def test_one_regression_a_label_is_scikit_learns(weights: Any) -> None:
+    random = np.random.default_rng(3)
+    features, (flags, _) = random.normal(size=(60, 5)), answers(2, 60, 3)
+    fitted = fit_one_vs_rest(features, flags, LogisticOptions(class_weight=weights))
+    for label, own in enumerate(flags.T):
+        theirs = {0: 1.0, 1: weights[label]} if isinstance(weights, list) else weights
+        model = LogisticRegression(class_weight=theirs, max_iter=1000).fit(features, own)
+        np.testing.assert_allclose(fitted.answers(features)[:, label], model.predict_proba(features)[:, 1])
+    always = np.column_stack([flags[:, 0], np.ones(60, dtype=int), np.zeros(60, dtype=int)])
+    constant = fit_one_vs_rest(features, always, LogisticOptions()).answers(features)
+    np.testing.assert_allclose(constant[:, 1], 60.5 / 61)
+    np.testing.assert_allclose(constant[:, 2], 0.5 / 61)
+
+
+def test_the_majority_of_flags_is_the_share_of_each() -> None:
+    flags = np.asarray([[1, 0, 1], [1, 0, 0]])
+    fitted = Majority().fit(["a", "b"], None, flags, 3, MajorityOptions(), None, "flags")
+    assert fitted.answers(["c"], None).tolist() == [[1.0, 0.0, 0.5]]
 
 
 # What is saved

@@ -41,7 +41,8 @@ class Fitted(ABC):
 
     @abstractmethod
     def answers(self, texts: Sequence[str], pairs: Sequence[str] | None) -> FloatArray:
-        """Probabilities of classes [texts, classes], whose rows sum to 1; or numbers [texts]. fp64.
+        """Probabilities of classes [texts, classes], whose rows sum to 1; or of flags [texts, labels]; or
+        numbers [texts]. fp64.
 
         pairs: the second texts, for sentence pairs.
         """
@@ -99,7 +100,7 @@ class Baseline(ABC):
         base: Base | None,
         target: Target = "classes",
     ) -> Fitted:
-        """Fit on labelled texts; labels [texts] are ids below `label_count`, or numbers.
+        """Fit on labelled texts; labels: ids below `label_count` or numbers [texts], flags [texts, labels].
 
         options: from `make_options`. base: where `needs_base` says so. target: one of `targets`. Raises
         UserError for data that it cannot be fitted on.

@@ -1,4 +1,4 @@
-"""A linear model on features: of classes a logistic regression, of numbers a ridge regression."""
+"""A linear model on features: logistic regression of classes, one a label of flags, ridge of numbers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from tunestack.baselines.base import SavedBaseline, Target, Tensors, read_tensors
 from tunestack.baselines.logistic import NAMES, Logistic, LogisticOptions, fit_logistic
+from tunestack.baselines.one_vs_rest import OneVsRest, fit_one_vs_rest
 from tunestack.baselines.ridge import Ridge, RidgeOptions, fit_ridge
 from tunestack.config import Settings
 
@@ -16,16 +17,23 @@ Linear = Logistic | Ridge
 
 
 def fit_linear(features: Any, labels: NDArray[Any], label_count: int, options: Settings) -> Linear:
-    """Fit what the options are for. Raises UserError where the labels of classes are all the same."""
+    """Fit what the options are for. Raises UserError where the labels of classes are all the same.
+
+    labels: ids or numbers [texts], or flags [texts, labels].
+    """
     if isinstance(options, RidgeOptions):
         return fit_ridge(features, labels, options)
     assert isinstance(options, LogisticOptions)
+    if labels.ndim == 2:
+        return fit_one_vs_rest(features, labels, options)
     return fit_logistic(features, labels, label_count, options)
 
 
 def target_of(linear: Linear) -> Target:
     """What it answers."""
-    return "numbers" if isinstance(linear, Ridge) else "classes"
+    if isinstance(linear, Ridge):
+        return "numbers"
+    return "flags" if isinstance(linear, OneVsRest) else "classes"
 
 
 def read_linear(folder: Path, saved: SavedBaseline, *others: str) -> tuple[Linear, Tensors]:
@@ -37,4 +45,5 @@ def read_linear(folder: Path, saved: SavedBaseline, *others: str) -> tuple[Linea
         tensors = read_tensors(folder, *Ridge.NAMES, *others)
         return Ridge.from_tensors(tensors), tensors
     tensors = read_tensors(folder, *NAMES, *others)
-    return Logistic.from_tensors(tensors, saved.label_count), tensors
+    kind = OneVsRest if saved.target == "flags" else Logistic
+    return kind.from_tensors(tensors, saved.label_count), tensors

@@ -168,7 +168,7 @@ class LinearProbe(Baseline):
 
     name = "linear-probe"
     needs_base = True
-    targets = frozenset({"classes", "numbers"})
+    targets = frozenset({"classes", "numbers", "flags"})
     options_class = LinearProbeOptions
     numbers_class = LinearProbeNumberOptions
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from pydantic import Field
@@ -64,7 +64,7 @@ class Logistic:
         return {name: getattr(self, name) for name in NAMES}
 
     @classmethod
-    def from_tensors(cls, tensors: Tensors, label_count: int) -> Logistic:
+    def from_tensors(cls, tensors: Tensors, label_count: int) -> Self:
         """What `tensors` gave."""
         return cls(tensors["coef"], tensors["intercept"], tensors["classes"], label_count)
 

@@ -1,4 +1,4 @@
-"""Majority class: every text gets the share that each class has in training; of numbers the mean."""
+"""Majority class: every text gets the share that each class or label has in training; of numbers the mean."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class MajorityOptions(Settings):
 
 
 class FittedMajority(Fitted):
-    """prior: class shares [classes], or of numbers their mean [1]; fp64."""
+    """prior: shares of classes or labels, or of numbers their mean [1]; fp64."""
 
     def __init__(self, prior: FloatArray, target: Target) -> None:
         self.prior = prior
@@ -51,7 +51,7 @@ class Majority(Baseline):
     """What any model must beat; on equal shares the lower class id wins."""
 
     name = "majority"
-    targets = frozenset({"classes", "numbers"})
+    targets = frozenset({"classes", "numbers", "flags"})
     reads_text = False
     options_class = MajorityOptions
 
@@ -68,6 +68,8 @@ class Majority(Baseline):
         """Count, or take the mean."""
         if target == "numbers":
             return FittedMajority(np.asarray([np.mean(labels)]), target)
+        if target == "flags":
+            return FittedMajority(np.mean(labels, axis=0), target)
         return FittedMajority(np.bincount(labels, minlength=label_count) / len(labels), target)
 
     def load(self, folder: Path, base: Base | None) -> FittedMajority:

@@ -109,7 +109,7 @@ class Tfidf(Baseline):
     """TfidfVectorizer and LogisticRegression, or Ridge; sentence pairs are joined to one text."""
 
     name = "tfidf"
-    targets = frozenset({"classes", "numbers"})
+    targets = frozenset({"classes", "numbers", "flags"})
     options_class = TfidfOptions
     numbers_class = TfidfNumberOptions
 

@@ -65,6 +65,7 @@ class MultiLabel(Task):
     gives_probabilities = True
     reads_first_token = True
     options_class = MultiLabelOptions
+    constant = "the labels of most texts"
 
     @classmethod
     def load(cls, config: DataConfig, options: Any) -> TextData:
