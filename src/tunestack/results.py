@@ -188,7 +188,10 @@ class DataSummary(Record):
 
 
 class HardExample(Record):
-    """A validation example that every candidate (majority aside) gets wrong with every seed."""
+    """A validation example that every candidate (majority aside) gets wrong with every seed.
+
+    What wrong means where answers can be nearly right, `Results.hard_how` says.
+    """
 
     row: int
     text: str
@@ -246,6 +249,7 @@ class Results(Record):
     candidates: list[Candidate]
     verdict: Verdict | None
     hard_examples: list[HardExample] = []
+    hard_how: str = "gets wrong"
     search: SearchSummary | None = None
     environment: dict[str, str]
     config: dict[str, Any]

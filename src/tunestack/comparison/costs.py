@@ -113,11 +113,12 @@ def _measure_baseline(plan: Plan, candidate: BaselineCandidate) -> Costs:
         importlib.import_module(f"sklearn.{library}")
     memory = _Memory(base.device.type if base else "cpu")
     start = time.perf_counter()
-    fitted = candidate.baseline.fit(*texts, labels, len(plan.data.label_names), candidate.options, base)
+    classes = len(plan.data.label_names)
+    fitted = candidate.baseline.fit(*texts, labels, classes, candidate.options, base, candidate.target)
     seconds = time.perf_counter() - start
 
     def answer(split: Split) -> None:
-        fitted.probabilities(split["text"], split.get("text_pair"))
+        fitted.answers(split["text"], split.get("text_pair"))
 
     return Costs(
         train_seconds=seconds,

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from peft import PeftConfig
 
-from tunestack.baselines.base import Baseline
+from tunestack.baselines.base import Baseline, Target
 from tunestack.baselines.registry import BASELINES
 from tunestack.bases import Base, load_base
 from tunestack.comparison.checks import check_class_weights, check_metric, check_names, check_output
@@ -89,6 +89,7 @@ class BaselineCandidate:
     base: str | None
     baseline: Baseline
     options: Settings
+    target: Target = "classes"
     kind: ClassVar[Literal["method", "baseline"]] = "baseline"
 
     @property
@@ -296,9 +297,10 @@ def _candidate(
         if check is not None:
             _ = check.skeleton  # a base that cannot be a classifier is told of
         baseline = BASELINES[variant.method]
-        baseline.check_task(task.name, task.target)
+        target = baseline.check_task(task.name, task.target)
         shared = training.model_dump() if training is not None else {}
-        yield BaselineCandidate(name, base, baseline, baseline.make_options(variant.fields, shared))
+        options = baseline.make_options(variant.fields, shared, target)
+        yield BaselineCandidate(name, base, baseline, options, target)
         return
     method = METHODS[variant.method]
     fields, _ = split_fields(variant.fields)

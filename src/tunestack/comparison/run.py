@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import shutil
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -74,7 +73,12 @@ def _run_baseline(candidate: BaselineCandidate, plan: Plan, folder: RunFolder, t
     train = plan.data.train
     try:
         fitted = candidate.baseline.fit(
-            *texts_of(train), np.asarray(train["label"]), len(plan.data.label_names), candidate.options, base
+            *texts_of(train),
+            np.asarray(train["label"]),
+            len(plan.data.label_names),
+            candidate.options,
+            base,
+            candidate.target,
         )
     except UserError as error:  # the data does not suit this one: the others go on
         result = SeedResult(seed=BASELINE_SEED, failure=str(error))
@@ -85,7 +89,7 @@ def _run_baseline(candidate: BaselineCandidate, plan: Plan, folder: RunFolder, t
     fitted.save(path)
     folder.describe(path, candidate)
     answers = {
-        split: fitted.probabilities(*texts_of(dataset))
+        split: fitted.answers(*texts_of(dataset))
         for split, dataset in plan.data.splits().items()
         if split != "train"
     }
@@ -206,8 +210,9 @@ def collect(plan: Plan, folder: RunFolder) -> Results:
         task=plan.task.name,
         data=_data_summary(plan, [*_cut_texts(plan), *_remarks(plan, candidates)]),
         candidates=candidates,
-        verdict=decide(candidates, plan.task.metrics[plan.config.metric]),
+        verdict=decide(candidates, plan.task.metrics[plan.config.metric], plan.task.constant),
         hard_examples=_hard_examples(plan, folder, candidates),
+        hard_how=plan.task.misses,
         environment=environment(),
         config=plan.config.model_dump(mode="json"),
     )
@@ -256,7 +261,9 @@ def _cut_texts(plan: Plan) -> list[str]:
         splits = plan.data.splits().values()
         cut = sum(plan.task.encode(base, split, limit).truncated for split in splits)
         if cut:
-            sentences.append(f"{cut:,} texts are cut at {limit} tokens of {name} for {', '.join(names)}.")
+            sentences.append(
+                f"{cut:,} texts are {plan.task.long_texts} {limit} tokens of {name} for {', '.join(names)}."
+            )
     return sentences
 
 
@@ -276,7 +283,7 @@ def _hard_examples(plan: Plan, folder: RunFolder, candidates: Sequence[Candidate
             row=int(split["row"][int(index)]),
             text=task.shown(split, int(index)),
             label=str(truth[index]),
-            predicted=Counter(str(own[index]) for own in told).most_common(1)[0][0],
+            predicted=task.typical([own[index] for own in told]),
         )
         for index in wrong
     ]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
-from datasets import ClassLabel, Dataset, Value, load_dataset
+from datasets import ClassLabel, Dataset, List, Value, load_dataset
 
 import tunestack
 from tunestack.data.tables import FORMATS, is_file_name, read_table
@@ -81,7 +82,7 @@ def _read_folder(folder: Path) -> dict[str, Table]:
 
 
 def _read_hub(name: str, subset: str | None) -> dict[str, Table]:
-    """The splits of a Hub data set; columns of plain values only, class ids turned into their names."""
+    """The splits of a Hub data set: its columns of plain values and of lists, names in place of class ids."""
     try:
         with quiet_hub():
             splits = load_dataset(name, subset)
@@ -103,11 +104,24 @@ def _read_hub(name: str, subset: str | None) -> dict[str, Table]:
 
 
 def _hub_table(where: str, dataset: Dataset) -> Table:
-    classes = {name: kind for name, kind in dataset.features.items() if isinstance(kind, ClassLabel)}
-    plain = [name for name, kind in dataset.features.items() if isinstance(kind, Value | ClassLabel)]
+    elements = {name: _element(kind) for name, kind in dataset.features.items()}
+    plain = [name for name, kind in elements.items() if isinstance(kind, Value | ClassLabel)]
+    classes = {name: kind for name, kind in elements.items() if isinstance(kind, ClassLabel)}
     values = {name: pd.Series(dataset[name][:], dtype=object) for name in plain}
     for name, kind in classes.items():
-        values[name] = values[name].map(lambda i, kind=kind: None if i is None or i < 0 else kind.int2str(i))
+        values[name] = values[name].map(lambda ids, kind=kind: _class_names(ids, kind))
     frame = pd.DataFrame(values, dtype=object)
     declared = {name: tuple(kind.names) for name, kind in classes.items()}
     return Table(where, frame.where(frame.notna(), None), declared)
+
+
+def _element(kind: object) -> object:
+    """What a column holds: of a list, what its elements are."""
+    return kind.feature if isinstance(kind, List) else kind
+
+
+def _class_names(ids: Any, kind: ClassLabel) -> Any:
+    """Names in place of class ids; None where there is none."""
+    if isinstance(ids, list):
+        return [_class_names(one, kind) for one in ids]
+    return None if ids is None or ids < 0 else kind.int2str(ids)

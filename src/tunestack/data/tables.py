@@ -2,7 +2,8 @@
 
 Values stay what the file says. In CSV and TSV everything is text and an empty field is missing; a text such
 as ``NA`` or ``null`` stays text. In TSV quotes are literal, as GLUE's files have them. A CSV file whose first
-line has semicolons or tabs and no comma is separated by these.
+line has semicolons or tabs and no comma is separated by these. CoNLL files (.conll, .txt) have the columns
+`tokens` and `tags`, lists of text.
 """
 
 from __future__ import annotations
@@ -38,22 +39,26 @@ def read_table(path: Path) -> pd.DataFrame:
     return next(_chunks(path, None))
 
 
-def iter_rows(path: Path, columns: Sequence[str] = (), chunk_rows: int = 1000) -> Iterator[pd.DataFrame]:
+def iter_rows(
+    path: Path, columns: Sequence[str] = (), chunk_rows: int = 1000, words: bool = False
+) -> Iterator[pd.DataFrame]:
     """Rows of a file, `chunk_rows` at a time; the index goes on counting rows from 0.
 
-    columns: those that must be there and hold text in every row. Large CSV, TSV, JSONL and Parquet files are
-    never in memory as a whole; a JSON array is. What can be seen in the first chunk (a missing file or
-    column, a bad value) raises UserError at once, the rest when it is reached.
+    columns: those that must be there and hold text in every row. words: it may be a list of words. Large CSV,
+    TSV, JSONL and Parquet files are never in memory as a whole; a JSON array is. What can be seen in the
+    first chunk (a missing file or column, a bad value) raises UserError at once, the rest when it is reached.
     """
-    chunks = (_checked(chunk, columns, path) for chunk in _chunks(path, chunk_rows))
+    chunks = (_checked(chunk, columns, path, words) for chunk in _chunks(path, chunk_rows))
     first = next(chunks)
     return itertools.chain([first], chunks)
 
 
-def check_rows(path: Path, columns: Sequence[str], how: str = "", chunk_rows: int = 10_000) -> None:
+def check_rows(
+    path: Path, columns: Sequence[str], how: str = "", chunk_rows: int = 10_000, words: bool = False
+) -> None:
     """Look through a whole file, a chunk at a time: its lines, these columns, text in each of their rows.
 
-    how: a sentence on how to choose other columns.
+    how: a sentence on how to choose other columns. words: a text may be a list of words.
     Raises UserError with everything that `iter_rows` would come upon later.
     """
     problems = Problems()
@@ -66,7 +71,7 @@ def check_rows(path: Path, columns: Sequence[str], how: str = "", chunk_rows: in
                 problems.raise_if_any()
             for column, kinds in rows.items():
                 values = chunk.get(column, pd.Series(None, chunk.index, dtype=object))
-                for kind, found in _rows_by_kind(values).items():
+                for kind, found in _rows_by_kind(values, words).items():
                     kinds.setdefault(kind, []).extend(found)
             total += len(chunk)
     except UserError as error:
@@ -93,14 +98,17 @@ def check_columns(
             problems.add(where, expected=f"a column {column!r}{header}", found="none of this name", fix=fix)
 
 
-def check_texts(values: pd.Series[Any], where: str, problems: Problems) -> None:
-    """Note rows without text, rows with something that is not text, and text that cannot be encoded."""
-    _note_texts(_rows_by_kind(values), len(values), where, problems)
+def check_texts(values: pd.Series[Any], where: str, problems: Problems, words: bool = False) -> None:
+    """Note rows without text, rows with something that is not text, and text that cannot be encoded.
+
+    words: a text may be a list of words.
+    """
+    _note_texts(_rows_by_kind(values, words), len(values), where, problems)
 
 
-def _rows_by_kind(values: pd.Series[Any]) -> dict[str, list[int]]:
+def _rows_by_kind(values: pd.Series[Any], words: bool) -> dict[str, list[int]]:
     """The rows that hold no proper text, by what they hold."""
-    kinds = values.map(_kind)
+    kinds = values.map(_kind_of_words if words else _kind)
     return {kind: values.index[kinds == kind].tolist() for kind in sorted(set(kinds) - {"text"})}
 
 
@@ -135,6 +143,13 @@ def _kind(value: object) -> str:
     return "text"
 
 
+def _kind_of_words(value: object) -> str:
+    if not isinstance(value, list):
+        return _kind(value)
+    others = {_kind(word) for word in value} - {"text"}
+    return f"a list with {min(others)}" if others else "text" if value else "no value"
+
+
 _TEXT_FIXES = {
     "no value": "Remove these rows or fill them in.",
     "half a surrogate pair": "Remove the broken character: it cannot be written as UTF-8.",
@@ -142,12 +157,12 @@ _TEXT_FIXES = {
 _NOT_TEXT = "Choose the column that holds text, or write these values as text."
 
 
-def _checked(chunk: pd.DataFrame, columns: Sequence[str], path: Path) -> pd.DataFrame:
+def _checked(chunk: pd.DataFrame, columns: Sequence[str], path: Path, words: bool) -> pd.DataFrame:
     problems = Problems()
     check_columns(chunk, columns, str(path), problems)
     problems.raise_if_any()
     for column in columns:
-        check_texts(chunk[column], f"{path}, column {column!r}", problems)
+        check_texts(chunk[column], f"{path}, column {column!r}", problems, words)
     problems.raise_if_any()
     return chunk
 
@@ -331,6 +346,26 @@ def _read_parquet(path: Path, bad: _BadLines) -> Iterator[Record]:
         bad.add(None, expected="a Parquet file", found=str(error), fix="Write the file again.")
 
 
+def _read_conll(path: Path, bad: _BadLines) -> Iterator[Record]:
+    """Sentences: a word a line, its tag in the last column if there is one, a blank line after each."""
+    columns: int | None = None
+    words: list[list[str]] = []
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
+        for number, line in enumerate(itertools.chain(file, [""]), start=1):
+            fields = [field.strip() for field in line.split("\t" if "\t" in line else None)]
+            comment = not words and line.startswith("# ") and "=" in line
+            if not line.strip() or fields[0] == "-DOCSTART-":
+                if words:
+                    tags = {"tags": [word[-1] for word in words]} if len(words[0]) > 1 else {}
+                    yield {"tokens": [word[0] for word in words], **tags}
+                words = []
+            elif not comment and len(fields) != (columns := columns or len(fields)):
+                fix = "Write a word and its tag a line, and a blank line after each sentence."
+                bad.add(number, expected=f"{columns} columns", found=str(len(fields)), fix=fix)
+            elif not comment:
+                words.append(fields)
+
+
 def _json_kind(value: object) -> str:
     names = {dict: "an object without records", list: "an array", str: "a string", bool: "true or false"}
     return names.get(type(value), "null" if value is None else "a number")
@@ -369,6 +404,8 @@ _READERS: dict[str, Reader] = {
     ".jsonl": _read_jsonl,
     ".ndjson": _read_jsonl,
     ".parquet": _read_parquet,
+    ".conll": _read_conll,
+    ".txt": _read_conll,
 }
 FORMATS = tuple(_READERS)
 """The endings of files that can be read."""

@@ -98,7 +98,7 @@ def _markdown_table(results: Results, entries: list[Entry]) -> list[str]:
         "minus best, paired on the same validation examples, p corrected for their number (Holm)."
     )
     if costs:
-        note += " Costs: one run of that candidate alone; speed in texts classified."
+        note += " Costs: one run of that candidate alone; speed in texts answered."
     failures = [f"{entry.name}, {failure}" for entry in entries for failure in entry.failures]
     return [_table(lines), escaped(note), *_markdown_sets(results, entries), *_failure_notes(failures)]
 

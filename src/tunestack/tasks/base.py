@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -77,8 +78,10 @@ class Task(ABC):
     gives_probabilities: whether an answer is a probability of each label. reads_first_token: of models whose
     classification head reads the first token, nothing else is read. has_head: whether the model has modules
     that a base lacks, which every trial draws and trains whole. per_token: whether the model answers for
-    every token. several_tests: whether data may name further test sets. options_class: the task's own
-    settings.
+    every token. several_tests: whether data may name further test sets. reads_words: whether a text may be
+    given as the list of its words. long_texts: what is done to those longer than max_length, in words before
+    "N tokens". options_class: the task's own settings. constant: what is answered without looking at the
+    text; misses: what is done to an example whose answer is not right. Both as parts of sentences.
     """
 
     name: ClassVar[str]
@@ -94,8 +97,12 @@ class Task(ABC):
     reads_first_token: ClassVar[bool] = False
     has_head: ClassVar[bool] = True
     per_token: ClassVar[bool] = False
+    reads_words: ClassVar[bool] = False
+    long_texts: ClassVar[str] = "cut at"
     several_tests: ClassVar[bool] = False
     options_class: ClassVar[type[Settings]] = Settings
+    constant: ClassVar[str] = "the most frequent class"
+    misses: ClassVar[str] = "gets wrong"
 
     def __init__(self, label_names: Sequence[str] = (), options: Settings | None = None) -> None:
         """label_names: in id order; empty where a task has none. options: of `options_class`."""
@@ -270,6 +277,10 @@ class Task(ABC):
     @abstractmethod
     def read(self, frame: pd.DataFrame) -> Given:
         """The answers from the columns that `told` wrote, as text."""
+
+    def typical(self, predictions: Sequence[Any]) -> str:
+        """Several answers to one example as one, for a reader: the most frequent."""
+        return Counter(map(str, predictions)).most_common(1)[0][0]
 
     def shown(self, split: Split, index: int) -> str:
         """An example as a reader sees it."""
