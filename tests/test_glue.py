@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from tunestack.data.sources import _read_hub
 from tunestack.errors import Problems, UserError
 from tunestack.results import Interval, Results, Summary
 from tunestack.settings import read_yaml, validated
-from tunestack.suites.base import SuiteChoice
+from tunestack.suites.base import SuiteChoice, with_choice
 from tunestack.suites.glue import TASKS, Glue
 from tunestack.suites.results import SuiteResults
 from tunestack.suites.run import plan_suite, run_suite
@@ -276,6 +277,18 @@ def test_files_that_a_suite_writes(finished: tuple[Path, SuiteResults]) -> None:
     assert (single.task, single.metric) == ("regression", "pearson")
 
 
+def test_a_suites_report_is_written_anew(finished: tuple[Path, SuiteResults]) -> None:
+    from typer.testing import CliRunner
+
+    from tunestack.cli.app import app
+
+    run, _ = finished
+    before = (run / "suite.html").read_text()
+    (run / "suite.html").unlink()
+    assert CliRunner().invoke(app, ["report", str(run)]).exit_code == 0
+    assert (run / "suite.html").read_text() == before
+
+
 def test_nothing_is_trained_twice(finished: tuple[Path, SuiteResults], files: Path) -> None:
     run, first = finished
     events: list[str] = []
@@ -351,14 +364,15 @@ def test_the_averages_interval_covers_what_it_should() -> None:
     """Four tasks with right and wrong answers of known probability; each task's interval is Wilson's."""
     rng = np.random.default_rng(0)
     chances, sizes = np.array([0.6, 0.75, 0.9, 0.97]), np.array([70, 270, 870, 400])
+
+    @functools.cache
+    def cell(hits: int, size: int) -> Summary:
+        bounds = stats.binomtest(hits, size).proportion_ci(method="wilson")
+        return Summary(mean=hits / size, std=0.0, interval=Interval(low=bounds.low, high=bounds.high))
+
     covered, repeats = 0, 2000
-    for hits in rng.binomial(sizes, chances, size=(repeats, 4)):
-        cells = []
-        for hit, size in zip(hits, sizes, strict=True):
-            bounds = stats.binomtest(int(hit), int(size)).proportion_ci(method="wilson")
-            interval = Interval(low=bounds.low, high=bounds.high)
-            cells.append(Summary(mean=hit / size, std=0.0, interval=interval))
-        found = average(cells).interval
+    for hits in rng.binomial(sizes, chances, size=(repeats, 4)).tolist():
+        found = average(list(map(cell, hits, sizes.tolist()))).interval
         covered += found.low <= chances.mean() <= found.high
     assert 0.935 <= covered / repeats <= 0.97
 
@@ -409,12 +423,12 @@ def test_bad_rows_are_refused_unless_they_are_to_be_skipped(tmp_path: Path) -> N
 @pytest.mark.parametrize("name", ["glue_lora", "glue_minilm"])
 def test_recipes(name: str, files: Path, tmp_path: Path) -> None:
     """Their settings are right, on files of that layout and a tiny base of the same names."""
-    values = read_yaml(RECIPES / f"{name}.yaml")
-    choice = validated(SuiteChoice, values["suite"], "suite")
+    given = read_yaml(RECIPES / f"{name}.yaml")
     kind = "roberta" if name == "glue_lora" else "bert"
     base = {"model": str(tiny.save_base(tmp_path, kind)), "device_map": "cpu"}
-    suite = {**values["suite"], "data": str(files / "glue")}
-    plan = plan_suite({**values, "suite": suite, "bases": [base], "output": str(tmp_path / "run")})
+    values = with_choice(given, {"data": str(files / "glue")})
+    choice = validated(SuiteChoice, values["suite"], "suite")
+    plan = plan_suite({**values, "bases": [base], "output": str(tmp_path / "run")})
     assert [member.key for member in plan.members] == (choice.tasks or [task.key for task in TASKS])
     for one in plan.plans.values():
         assert isinstance(one.config, CompareConfig)
