@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 from tunestack.plugin.hook import when_imported
 
 if TYPE_CHECKING:
-    from tunestack.api import compare, describe, load, sweep
+    from tunestack.api import compare, compare_suite, describe, load, sweep
     from tunestack.errors import UserError
     from tunestack.methods.bottleneck_config import BottleneckConfig
 
-__all__ = ["BottleneckConfig", "UserError", "compare", "describe", "load", "sweep"]
+__all__ = ["BottleneckConfig", "UserError", "compare", "compare_suite", "describe", "load", "sweep"]
 
 _HOMES = {
     "BottleneckConfig": "methods.bottleneck_config",
     "compare": "api",
+    "compare_suite": "api",
     "describe": "api",
     "load": "api",
     "sweep": "api",

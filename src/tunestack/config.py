@@ -42,6 +42,11 @@ class DataConfig(Settings):
     """Where the test sets lie that are named without files."""
     subset: str | None = None
     """The Hub dataset's configuration name."""
+    header: list[str] | None = None
+    """The columns of CSV and TSV files whose first line is data already."""
+    skip_bad_rows: bool = False
+    """Leave out lines with too many or too few fields, and rows without a text or a label, where they are
+    refused otherwise; the report says how many."""
     text: str = "text"
     """The column with the text."""
     text_pair: str | None = None

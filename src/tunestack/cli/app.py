@@ -27,10 +27,11 @@ from tunestack.cli.options import (
     TrainSize,
     Validation,
 )
+from tunestack.cli.suite import SuiteData, SuiteName, SuiteTasks, compare_suite, with_suite
 from tunestack.cli.sweep import sweep
 from tunestack.cli.terminal import console, errors, say, told_to_users
 from tunestack.cli.trained import export, predict, report
-from tunestack.errors import UserError
+from tunestack.errors import Problem, UserError
 
 if TYPE_CHECKING:
     from tunestack.config import DataConfig
@@ -61,13 +62,16 @@ def options(
 @app.command()
 def compare(
     source: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="CONFIG.yaml|DATA",
             help="A configuration, or labelled text: a file, a folder, a Hub data set id.",
             show_default=False,
         ),
-    ],
+    ] = None,
+    suite: SuiteName = None,
+    data: SuiteData = None,
+    tasks: SuiteTasks = None,
     train: Annotated[
         str | None, typer.Option(help="Data in place of what CONFIG.yaml names.", show_default=False)
     ] = None,
@@ -175,7 +179,16 @@ def compare(
         from tunestack.api import comparison
         from tunestack.settings import read_settings
 
-        config = comparison(_with_base_flags(read_settings(source, flags), dtype, trust_remote_code or []))
+        if source is None and suite is None:
+            fix = "Name one: tunestack compare data.csv, or --suite glue."
+            raise UserError(Problem("compare", "a configuration, data, or a suite", "none", fix))
+        values = _with_base_flags(read_settings(source, flags), dtype, trust_remote_code or [])
+        values = with_suite(values, suite, data, tasks)
+        if "suite" in values:
+            if not compare_suite(values):
+                raise typer.Exit(1)
+            return
+        config = comparison(values)
 
         from tunestack.comparison.run import run_comparison
         from tunestack.progress import Display
@@ -328,7 +341,7 @@ def tasks() -> None:
 
 def _with_base_flags(values: dict[str, Any], dtype: str | None, trusted: list[str]) -> dict[str, Any]:
     """Settings with the flags that are about each base. Raises UserError for trusting one not among them."""
-    from tunestack.errors import Problem, did_you_mean
+    from tunestack.errors import did_you_mean
 
     bases = values.get("bases", [])
     if not isinstance(bases, list):

@@ -44,8 +44,12 @@ def run_comparison(config: CompareConfig, notify: Notify = lambda event: None) -
     notify: is told of everything that happens. Raises UserError before training if the settings cannot
     work. Interrupted, it leaves a folder that the same call resumes.
     """
-    plan = make_plan(config)
-    folder = RunFolder.open(plan)
+    return run_plan(make_plan(config), notify)
+
+
+def run_plan(plan: Plan, notify: Notify = lambda event: None) -> Results:
+    """The same, of a comparison that is planned already."""
+    config, folder = plan.config, RunFolder.open(plan)
     with folder.alone(), track(plan, notify) as tracking:
         for candidate in plan.candidates:
             if isinstance(candidate, BaselineCandidate):
