@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import tiny
+from tunestack.data.squad import ANSWERABLE
 from tunestack.tasks.base import Task
 from tunestack.tasks.classification import SequenceClassification
+from tunestack.tasks.question_answering import QuestionAnswering, QuestionAnsweringOptions
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,23 @@ def write_jsonl(folder: Path, splits: Mapping[str, Mapping[str, list[Any]]]) -> 
 
 TEXTS = {"train": tiny.texts(26, 1), "validation": tiny.texts(14, 2), "test": tiny.texts(9, 3)}
 
+
+def write_questions(folder: Path) -> dict[str, Any]:
+    """Questions in the Hub's flattened form."""
+    splits = {}
+    for name, columns in QUESTIONS.items():
+        pairs = zip(columns["answer_texts"], columns["answer_starts"])
+        answers = [{"text": texts, "answer_start": starts} for texts, starts in pairs]
+        splits[name] = {key: columns[key] for key in ("id", "question", "context")} | {"answers": answers}
+    return {**write_jsonl(folder, splits), "task": {"stride": 8, "max_answer_tokens": 6}}
+
+
+QUESTIONS = {
+    "train": tiny.questions(26, 1),
+    "validation": tiny.questions(14, 2),
+    "test": tiny.questions(9, 3),
+}
+
 SAMPLES: dict[str, Sample] = {
     "classification": Sample(
         kinds=("bert", "llama"),
@@ -51,5 +70,11 @@ SAMPLES: dict[str, Sample] = {
         splits=TEXTS,
         write=lambda folder: write_jsonl(folder, TEXTS),
         baselines=("majority", "tfidf", "linear-probe"),
+    ),
+    "question-answering": Sample(
+        kinds=("bert", "llama"),
+        make=lambda: QuestionAnswering(ANSWERABLE, QuestionAnsweringOptions(stride=8, max_answer_tokens=6)),
+        splits=QUESTIONS,
+        write=write_questions,
     ),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -125,9 +125,23 @@ def make_plan(config: CompareConfig) -> Plan:
             if isinstance(candidate, MethodCandidate):
                 steps = candidate.training.steps(len(data.train))
                 problems.attempt(candidate.method.check_steps, candidate.config, steps)
+        for base, limit in longest_inputs(candidates, bases):
+            problems.attempt(task.check_base, bases[base], data.splits(), limit)
     problems.raise_if_any()
     assert data is not None  # or its problems would have been raised
     return Plan(config, data, task, bases, candidates)
+
+
+def longest_inputs(
+    candidates: Sequence[MethodCandidate | BaselineCandidate], bases: Mapping[str, Base]
+) -> dict[tuple[str, int], list[str]]:
+    """The candidates' names by their base and how many tokens an example may have on it."""
+    limits: dict[tuple[str, int], list[str]] = {}
+    for candidate in candidates:
+        if isinstance(candidate, MethodCandidate):
+            limit = bases[candidate.base].room_for_text(candidate.training.max_length, candidate.positions)
+            limits.setdefault((candidate.base, limit), []).append(candidate.name)
+    return limits
 
 
 def with_method_defaults(config: CompareConfig) -> CompareConfig:

@@ -16,6 +16,7 @@ from tunestack.comparison.plan import (
     BaselineCandidate,
     MethodCandidate,
     Plan,
+    longest_inputs,
     make_plan,
     texts_of,
 )
@@ -137,7 +138,7 @@ def save_outcome(outcome: Outcome, candidate: MethodCandidate, seed: int, folder
     base = folder.plan.bases[candidate.base]
     candidate.method.save(path, slot.config, slot.adapter, outcome.host, base.name)
     base.tokenizer.save_pretrained(str(path))
-    folder.describe(path, candidate)
+    folder.describe(path, candidate, outcome.decided)
     update = {"best_epoch": slot.progress.best_epoch, "adapter_path": folder.relative(path)}
     result = result.model_copy(update=update)
     return folder.finish(candidate.name, result, dict(outcome.answers), outcome.trial.key)
@@ -227,15 +228,8 @@ def _data_summary(data: TextData, plan: Plan) -> DataSummary:
 
 def _cut_texts(plan: Plan) -> list[str]:
     """Sentences on texts that are longer than candidates read them."""
-    limits: dict[tuple[str, int], list[str]] = {}
-    for candidate in plan.candidates:
-        if isinstance(candidate, MethodCandidate):
-            limit = plan.bases[candidate.base].room_for_text(
-                candidate.training.max_length, candidate.positions
-            )
-            limits.setdefault((candidate.base, limit), []).append(candidate.name)
     sentences = []
-    for (name, limit), names in limits.items():
+    for (name, limit), names in longest_inputs(plan.candidates, plan.bases).items():
         base = plan.bases[name]
         splits = plan.data.splits().values()
         cut = sum(plan.task.encode(base, split, limit).truncated for split in splits)

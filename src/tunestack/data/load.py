@@ -100,7 +100,7 @@ def read_labelled(config: DataConfig, *, leave_out_missing: bool = False) -> Lab
     leave_out_missing: rows without a text or a label are no problem; they are left out, with a warning.
     """
     problems = Problems()
-    tables = _read_all(config, problems)
+    tables = read_all(config, problems)
     warnings = _drop_unlabelled_test(tables, config)
     text_columns = {"text": config.text, **({"text_pair": config.text_pair} if config.text_pair else {})}
     complete = {name: table.frame for name, table in tables.items()}
@@ -179,7 +179,7 @@ def _check_tables(
                 _check_text_column(complete[name][column], f"{table.where}, column {column!r}", problems)
 
 
-def _read_all(config: DataConfig, problems: Problems) -> dict[str, Table]:
+def read_all(config: DataConfig, problems: Problems) -> dict[str, Table]:
     """Every given split that can be read, train first."""
     tables: dict[str, Table] = {}
     try:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
-from datasets import ClassLabel, Dataset, Value, load_dataset
+from datasets import ClassLabel, Dataset, List, Value, load_dataset
 
 import tunestack
 from tunestack.data.tables import FORMATS, is_file_name, read_table
@@ -81,7 +81,9 @@ def _read_folder(folder: Path) -> dict[str, Table]:
 
 
 def _read_hub(name: str, subset: str | None) -> dict[str, Table]:
-    """The splits of a Hub data set; columns of plain values only, class ids turned into their names."""
+    """The splits of a Hub data set; columns of values and of lists and records of them, class ids turned into
+    their names.
+    """
     try:
         with quiet_hub():
             splits = load_dataset(name, subset)
@@ -104,8 +106,9 @@ def _read_hub(name: str, subset: str | None) -> dict[str, Table]:
 
 def _hub_table(where: str, dataset: Dataset) -> Table:
     classes = {name: kind for name, kind in dataset.features.items() if isinstance(kind, ClassLabel)}
-    plain = [name for name, kind in dataset.features.items() if isinstance(kind, Value | ClassLabel)]
-    values = {name: pd.Series(dataset[name][:], dtype=object) for name in plain}
+    kinds = (Value, ClassLabel, List, dict)  # and no images or sounds
+    read = [name for name, kind in dataset.features.items() if isinstance(kind, kinds)]
+    values = {name: pd.Series(dataset[name][:], dtype=object) for name in read}
     for name, kind in classes.items():
         values[name] = values[name].map(lambda i, kind=kind: None if i is None or i < 0 else kind.int2str(i))
     frame = pd.DataFrame(values, dtype=object)

@@ -60,7 +60,8 @@ class Task(ABC):
     `optional`. default_metric: what candidates are chosen by. target: what baselines learn of it, if any can.
     gives_probabilities: whether an answer is a probability of each label. reads_first_token: of models whose
     classification head reads the first token, nothing else is read. per_token: whether the model answers for
-    every token. options_class: the task's own settings.
+    every token. ranks: whether there are several answers to an example, `n_best`. options_class: the task's
+    own settings.
     """
 
     name: ClassVar[str]
@@ -75,6 +76,7 @@ class Task(ABC):
     gives_probabilities: ClassVar[bool] = False
     reads_first_token: ClassVar[bool] = False
     per_token: ClassVar[bool] = False
+    ranks: ClassVar[bool] = False
     options_class: ClassVar[type[Settings]] = Settings
 
     def __init__(self, label_names: Sequence[str] = (), options: Settings | None = None) -> None:
@@ -99,9 +101,26 @@ class Task(ABC):
                 fix="Leave it out.",
             )
 
+    @classmethod
+    def input_columns(cls, text: str, text_pair: str | None, columns: Mapping[str, str]) -> dict[str, str]:
+        """How the columns that the model reads are called in a file, by our names for them.
+
+        text, text_pair: the first and the second of them, as `DataConfig` has them. columns: any of them.
+        """
+        named = dict(zip(cls.inputs, (None if text == "text" else text, text_pair)))
+        named = {**named, **columns}
+        wanted = [name for name in cls.inputs if name not in cls.optional or named.get(name)]
+        return {name: named.get(name) or name for name in wanted}
+
     def texts(self, split: Split) -> dict[str, list[Any]]:
         """The columns that the model reads."""
         return {name: list(split[name]) for name in self.inputs if name in columns_of(split)}
+
+    def check_base(self, base: Base, splits: Mapping[str, Split], max_length: int) -> None:  # noqa: B027
+        """Raise UserError for examples that cannot be encoded for a base, before anything trains.
+
+        max_length: how many tokens an example may have on it.
+        """
 
     # The model
 
@@ -172,6 +191,26 @@ class Task(ABC):
                 loss = float(self.loss(outputs, targets, None if own is None else own.cpu()))
             found.append(Evaluation(self.answer(encoded, outputs), loss, finite))
         return found
+
+    def n_best(
+        self, encoded: Encoded, outputs: Tensor, split: Split, count: int | None
+    ) -> list[list[dict[str, Any]]]:
+        """Several answers to each example, best first, from what `collect` kept of all rows.
+
+        count: how many, at most; None for as many as the task's settings say. Only of a task that `ranks`.
+        """
+        raise NotImplementedError
+
+    def decide(self, split: Split, given: Given, metric: str) -> dict[str, Any]:
+        """Settings of the task that validation decides for a trial, a threshold say; saved with its weights.
+
+        given: its answers to the validation split. metric: what is to be best.
+        """
+        return {}
+
+    def decided(self, given: Given, settings: Mapping[str, Any]) -> Given:
+        """Answers to any split with the settings that `decide` gave; a saved task has them from the start."""
+        return given
 
     # Judging
 

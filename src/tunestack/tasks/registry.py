@@ -10,8 +10,9 @@ from tunestack.errors import Problem, Problems, UserError, did_you_mean
 from tunestack.settings import validated
 from tunestack.tasks.base import Task
 from tunestack.tasks.classification import SequenceClassification
+from tunestack.tasks.question_answering import QuestionAnswering
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (SequenceClassification,)}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (SequenceClassification, QuestionAnswering)}
 
 
 def open_task(settings: TaskConfig, data: DataConfig, problems: Problems) -> tuple[Task, TextData | None]:
