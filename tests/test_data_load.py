@@ -187,6 +187,7 @@ def test_hub_columns_and_class_names(tmp_path: Path) -> None:
     assert tables["train"].frame.to_dict("list") == {
         "text": texts(3, "train"),
         "label": ["world", "sports", "world"],
+        "tags": [["a"]] * 3,
     }
     assert tables["test"].frame["label"].tolist() == [None] * 3
 

@@ -24,7 +24,7 @@ texts = st.lists(words, max_size=5).map("  ".join)
 golds = st.lists(texts, min_size=1, max_size=3)
 
 
-# The definitions of the official scripts, evaluate-v1.1.py and evaluate-v2.0.py, word for word where it matters.
+# The definitions of the official scripts, evaluate-v1.1.py and evaluate-v2.0.py.
 
 
 def official_normal_form(text: str) -> str:
