@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import tiny
 from tunestack.data.squad import ANSWERABLE
 from tunestack.tasks.base import Task
 from tunestack.tasks.classification import SequenceClassification
+from tunestack.tasks.instruction import Instruction, InstructionOptions
 from tunestack.tasks.question_answering import QuestionAnswering, QuestionAnsweringOptions
 
 
@@ -47,6 +50,26 @@ def write_jsonl(folder: Path, splits: Mapping[str, Mapping[str, list[Any]]]) -> 
 TEXTS = {"train": tiny.texts(26, 1), "validation": tiny.texts(14, 2), "test": tiny.texts(9, 3)}
 
 
+def sums(count: int, seed: int, learnt: bool = True) -> dict[str, list[Any]]:
+    """Sums of small numbers; some with an input of their own."""
+    random = np.random.default_rng(seed)
+    rows: dict[str, list[Any]] = {"instruction": [], "input": [], "output": [], "answer": []}
+    for index, (first, second) in enumerate(random.integers(1, 20, size=(count, 2)).tolist()):
+        rows["instruction"].append(f"{first} + {second}?" if index % 3 else "Add.")
+        rows["input"].append("" if index % 3 else f"{first}, {second}")
+        rows["output"].append(f"It is {first + second}.")
+        rows["answer"].append(str(first + second))
+    return rows if learnt else {name: column for name, column in rows.items() if name != "output"}
+
+
+SUMS = {"train": sums(26, 1), "validation": sums(14, 2), "test": sums(9, 3, learnt=False)}
+SUMS_SETTINGS = {
+    "template": "{instruction}=",
+    "template_with_input": "{instruction}{input}=",
+    "max_new_tokens": 8,
+}
+
+
 def write_questions(folder: Path) -> dict[str, Any]:
     """Questions in the Hub's flattened form."""
     splits = {}
@@ -70,6 +93,12 @@ SAMPLES: dict[str, Sample] = {
         splits=TEXTS,
         write=lambda folder: write_jsonl(folder, TEXTS),
         baselines=("majority", "tfidf", "linear-probe"),
+    ),
+    "instruction": Sample(
+        kinds=("llama",),
+        make=lambda: Instruction(options=InstructionOptions(**SUMS_SETTINGS)),
+        splits=SUMS,
+        write=lambda folder: {**write_jsonl(folder, SUMS), "task": SUMS_SETTINGS},
     ),
     "question-answering": Sample(
         kinds=("bert", "llama"),

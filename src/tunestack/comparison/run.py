@@ -16,7 +16,6 @@ from tunestack.comparison.plan import (
     BaselineCandidate,
     MethodCandidate,
     Plan,
-    longest_inputs,
     make_plan,
     texts_of,
 )
@@ -193,6 +192,9 @@ def collect(plan: Plan, folder: RunFolder) -> Results:
             candidate.validation = summarize(validation[planned.name])
             if all(seed.test is not None for seed in trained):
                 candidate.test = summarize(_answers(plan, folder, trained, "test"))
+            candidate.tests = {
+                name: summarize(_answers(plan, folder, trained, name)) for name in plan.data.tests
+            }
         candidates.append(candidate)
     compared = compare_to_best(validation, plan.config.metric) if len(validation) > 1 else {}
     for candidate in candidates:
@@ -211,7 +213,7 @@ def collect(plan: Plan, folder: RunFolder) -> Results:
 
 
 def _answers(plan: Plan, folder: RunFolder, seeds: list[SeedResult], split: str) -> Answers:
-    given = np.stack([folder.answers(seed, split) for seed in seeds])
+    given = plan.task.several([folder.answers(seed, split) for seed in seeds])
     return plan.task.answers(plan.data.splits()[split], given)
 
 
@@ -228,8 +230,15 @@ def _data_summary(data: TextData, plan: Plan) -> DataSummary:
 
 def _cut_texts(plan: Plan) -> list[str]:
     """Sentences on texts that are longer than candidates read them."""
+    limits: dict[tuple[str, int], list[str]] = {}
+    for candidate in plan.candidates:
+        if isinstance(candidate, MethodCandidate):
+            limit = plan.bases[candidate.base].room_for_text(
+                candidate.training.max_length, candidate.positions
+            )
+            limits.setdefault((candidate.base, limit), []).append(candidate.name)
     sentences = []
-    for (name, limit), names in longest_inputs(plan.candidates, plan.bases).items():
+    for (name, limit), names in limits.items():
         base = plan.bases[name]
         splits = plan.data.splits().values()
         cut = sum(plan.task.encode(base, split, limit).truncated for split in splits)
@@ -246,7 +255,7 @@ def _hard_examples(plan: Plan, folder: RunFolder, candidates: Sequence[Candidate
         return []
     split, task = plan.data.validation, plan.task
     given = [folder.answers(seed, "validation") for seed in judged]
-    wrong = np.flatnonzero(~task.answers(split, np.stack(given)).right.any(axis=0))
+    wrong = np.flatnonzero(~task.answers(split, task.several(given)).right.any(axis=0))
     told = [task.told(split, own)["prediction"] for own in given]
     truth = next(iter(task.truth(split).values()))
     return [

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ class TextData:
     the id) and `row` (int: the row in its file, from 0).
     label_names: in id order; with `positive_label` and two classes the positive one is id 1.
     warnings: sentences for the reader of a report.
-    fingerprint: sha256 over texts, labels and splits.
+    fingerprint: sha256 over texts, labels and splits. tests: further test sets, by name.
     """
 
     train: Dataset
@@ -46,11 +46,13 @@ class TextData:
     warnings: tuple[str, ...]
     source: str
     fingerprint: str
+    tests: Mapping[str, Dataset] = field(default_factory=dict)
 
     def splits(self) -> dict[str, Dataset]:
         """The splits that there are, by name."""
         named = {"train": self.train, "validation": self.validation, "test": self.test}
-        return {name: dataset for name, dataset in named.items() if dataset is not None}
+        there = {name: dataset for name, dataset in named.items() if dataset is not None}
+        return {**there, **self.tests}
 
 
 @dataclass(frozen=True)

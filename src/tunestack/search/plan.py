@@ -66,8 +66,8 @@ def make_plan(config: SweepConfig) -> SweepPlan:
     for position in sound:
         _check_corners(config, position, check, task, data, problems)
     if base is not None and data is not None:
-        limit = base.room_for_text(config.training.max_length)
-        problems.attempt(task.check_base, base, data.splits(), limit)
+        limit, places = base.room_for_text(config.training.max_length), base.longest_input
+        problems.attempt(task.check_base, base, data.splits(), limit, places)
     problems.raise_if_any()
     assert data is not None  # or its problems would have been raised
     assert base is not None

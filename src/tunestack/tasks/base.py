@@ -33,11 +33,27 @@ Given = NDArray[Any]
 """What was answered to the examples of a split, [examples, ...]; each task says what that is."""
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """How text is generated.
+
+    max_new_tokens: where a text ends that does not end itself. num_beams: 1 is greedy. length_penalty: beams
+    are ranked by log-probability / tokens ** length_penalty.
+    """
+
+    max_new_tokens: int
+    num_beams: int = 1
+    length_penalty: float = 1.0
+
+
 class Forwards(Protocol):
     """Who runs the model for several trials at once: a stack."""
 
     def outputs(self, slots: Sequence[Any], encoded: Encoded) -> Tensor:
         """What `Task.collect` makes of every slot's outputs: [slots, rows, ...] fp32, on the processor."""
+
+    def generate(self, slots: Sequence[Any], encoded: Encoded, decoding: Decoding) -> list[list[list[int]]]:
+        """What every slot writes after every row, as token ids, by slot and row."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +76,8 @@ class Task(ABC):
     `optional`. default_metric: what candidates are chosen by. target: what baselines learn of it, if any can.
     gives_probabilities: whether an answer is a probability of each label. reads_first_token: of models whose
     classification head reads the first token, nothing else is read. per_token: whether the model answers for
-    every token. ranks: whether there are several answers to an example, `n_best`. options_class: the task's
-    own settings.
+    every token. ranks: whether there are several answers to an example, `n_best`. several_tests: whether data
+    may name further test sets. options_class: the task's own settings.
     """
 
     name: ClassVar[str]
@@ -77,6 +93,7 @@ class Task(ABC):
     reads_first_token: ClassVar[bool] = False
     per_token: ClassVar[bool] = False
     ranks: ClassVar[bool] = False
+    several_tests: ClassVar[bool] = False
     options_class: ClassVar[type[Settings]] = Settings
 
     def __init__(self, label_names: Sequence[str] = (), options: Settings | None = None) -> None:
@@ -112,17 +129,25 @@ class Task(ABC):
         wanted = [name for name in cls.inputs if name not in cls.optional or named.get(name)]
         return {name: named.get(name) or name for name in wanted}
 
+    def check_base(self, base: Base, splits: Mapping[str, Split], max_length: int, places: int) -> None:  # noqa: B027
+        """Raise UserError for a base that cannot do this task, or examples that it cannot take.
+
+        max_length: how many tokens an example may have on it. places: how many there are places for at all.
+        """
+
     def texts(self, split: Split) -> dict[str, list[Any]]:
         """The columns that the model reads."""
         return {name: list(split[name]) for name in self.inputs if name in columns_of(split)}
 
-    def check_base(self, base: Base, splits: Mapping[str, Split], max_length: int) -> None:  # noqa: B027
-        """Raise UserError for examples that cannot be encoded for a base, before anything trains.
-
-        max_length: how many tokens an example may have on it.
-        """
-
     # The model
+
+    def auto_class_for(self, config: PretrainedConfig) -> type[_BaseAutoModelClass]:
+        """What loads the model of a base with this config."""
+        return self.auto_class
+
+    def peft_type_for(self, config: PretrainedConfig) -> TaskType:
+        """What PEFT calls the task on a base with this config."""
+        return self.peft_type
 
     def model_config(self, base: Base) -> PretrainedConfig:
         """The model's config, with this task's labels."""
@@ -144,6 +169,16 @@ class Task(ABC):
         # Padded on the right whatever the tokenizer prefers: on the left, models with a table of positions
         # would give a text other positions in other company.
         return pad(chosen, pad_id, leading=leading)
+
+    def prompt_batch(
+        self, chosen: Sequence[tuple[Encoded, IntArray]], pad_id: int, leading: Sequence[int]
+    ) -> dict[str, Tensor]:
+        """One batch of rows to go on from, for tasks that generate: padded so that all end together."""
+        return pad(chosen, pad_id, side="left", leading=leading)
+
+    def forward(self, model: Any, batch: dict[str, Any], training: bool) -> Tensor:
+        """The model's answer to a batch that parts may have changed: [rows, ...]."""
+        return self.logits(model(**batch))
 
     def logits(self, output: Any) -> Tensor:
         """The model's answer that the loss is about: [rows, ...]."""
@@ -169,6 +204,10 @@ class Task(ABC):
         """What training minimises, in fp32: the mean over one trial's rows."""
 
     # Answering
+
+    def evaluation_sizes(self, encoded: Encoded) -> IntArray:
+        """What each row takes in a batch of evaluation, in tokens of a text."""
+        return encoded.lengths
 
     def collect(self, logits: Tensor, encoded: Encoded, indices: IntArray) -> Tensor:
         """What evaluation keeps of the rows of one batch; the same shape for every row of the split."""
@@ -211,6 +250,10 @@ class Task(ABC):
     def decided(self, given: Given, settings: Mapping[str, Any]) -> Given:
         """Answers to any split with the settings that `decide` gave; a saved task has them from the start."""
         return given
+
+    def several(self, given: Sequence[Given]) -> NDArray[Any]:
+        """The answers of several seeds to one split, [seeds, examples, ...]."""
+        return np.stack(given)
 
     # Judging
 

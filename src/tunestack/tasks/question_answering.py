@@ -89,7 +89,7 @@ class QuestionAnswering(Task):
         """Two numbers a token."""
         return base.model_config(2)
 
-    def check_base(self, base: Base, splits: Mapping[str, Split], max_length: int) -> None:
+    def check_base(self, base: Base, splits: Mapping[str, Split], max_length: int, places: int) -> None:
         """Questions must leave room for their contexts."""
         limit = min(max_length, base.longest_input)
         for split in splits.values():
