@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 
 import tiny
+from tunestack.data.squad import ANSWERABLE
 from tunestack.tasks.base import Task
 from tunestack.tasks.classification import SequenceClassification
 from tunestack.tasks.instruction import Instruction, InstructionOptions
 from tunestack.tasks.multi_label import MultiLabel
+from tunestack.tasks.question_answering import QuestionAnswering, QuestionAnsweringOptions
 from tunestack.tasks.regression import Regression
 from tunestack.tasks.text_to_text import TextToText, TextToTextOptions
 from tunestack.tasks.token_classification import TokenClassification
@@ -89,6 +91,23 @@ SUMS_SETTINGS = {
     "max_new_tokens": 8,
 }
 
+
+def write_questions(folder: Path) -> dict[str, Any]:
+    """Questions in the Hub's flattened form."""
+    splits = {}
+    for name, columns in QUESTIONS.items():
+        pairs = zip(columns["answer_texts"], columns["answer_starts"])
+        answers = [{"text": texts, "answer_start": starts} for texts, starts in pairs]
+        splits[name] = {key: columns[key] for key in ("id", "question", "context")} | {"answers": answers}
+    return {**write_jsonl(folder, splits), "task": {"stride": 8, "max_answer_tokens": 6}}
+
+
+QUESTIONS = {
+    "train": tiny.questions(26, 1),
+    "validation": tiny.questions(14, 2),
+    "test": tiny.questions(9, 3),
+}
+
 SAMPLES: dict[str, Sample] = {
     "classification": Sample(
         kinds=("bert", "llama"),
@@ -136,5 +155,11 @@ SAMPLES: dict[str, Sample] = {
         splits=RATED,
         write=lambda folder: {"data": {**write_jsonl(folder, RATED)["data"], "text_pair": "text_pair"}},
         baselines=("majority", "tfidf", "linear-probe"),
+    ),
+    "question-answering": Sample(
+        kinds=("bert", "llama"),
+        make=lambda: QuestionAnswering(ANSWERABLE, QuestionAnsweringOptions(stride=8, max_answer_tokens=6)),
+        splits=QUESTIONS,
+        write=write_questions,
     ),
 }

@@ -144,7 +144,7 @@ def save_outcome(outcome: Outcome, candidate: MethodCandidate, seed: int, folder
     base = folder.plan.bases[candidate.base]
     candidate.method.save(path, slot.config, slot.adapter, outcome.host, base.name)
     base.tokenizer.save_pretrained(str(path))
-    folder.describe(path, candidate)
+    folder.describe(path, candidate, outcome.decided)
     update = {"best_epoch": slot.progress.best_epoch, "adapter_path": folder.relative(path)}
     result = result.model_copy(update=update)
     return folder.finish(candidate.name, result, dict(outcome.answers), outcome.trial.key)

@@ -96,7 +96,9 @@ def _read_folder(folder: Path, config: DataConfig) -> dict[str, Table]:
 
 
 def _read_hub(name: str, subset: str | None) -> dict[str, Table]:
-    """The splits of a Hub data set: its columns of plain values and of lists, names in place of class ids."""
+    """The splits of a Hub data set; columns of values and of lists and records of them, class ids turned into
+    their names.
+    """
     try:
         with quiet_hub():
             splits = load_dataset(name, subset)
@@ -119,9 +121,10 @@ def _read_hub(name: str, subset: str | None) -> dict[str, Table]:
 
 def _hub_table(where: str, dataset: Dataset) -> Table:
     elements = {name: _element(kind) for name, kind in dataset.features.items()}
-    plain = [name for name, kind in elements.items() if isinstance(kind, Value | ClassLabel)]
     classes = {name: kind for name, kind in elements.items() if isinstance(kind, ClassLabel)}
-    values = {name: pd.Series(dataset[name][:], dtype=object) for name in plain}
+    kinds = (Value, ClassLabel, dict)  # and no images or sounds
+    read = [name for name, kind in elements.items() if isinstance(kind, kinds)]
+    values = {name: pd.Series(dataset[name][:], dtype=object) for name in read}
     for name, kind in classes.items():
         values[name] = values[name].map(lambda ids, kind=kind: _class_names(ids, kind))
     frame = pd.DataFrame(values, dtype=object)

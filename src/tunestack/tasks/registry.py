@@ -12,6 +12,7 @@ from tunestack.tasks.base import Task
 from tunestack.tasks.classification import SequenceClassification
 from tunestack.tasks.instruction import Instruction
 from tunestack.tasks.multi_label import MultiLabel
+from tunestack.tasks.question_answering import QuestionAnswering
 from tunestack.tasks.regression import Regression
 from tunestack.tasks.text_to_text import TextToText
 from tunestack.tasks.token_classification import TokenClassification
@@ -23,6 +24,7 @@ TASKS: dict[str, type[Task]] = {
         MultiLabel,
         Regression,
         TokenClassification,
+        QuestionAnswering,
         TextToText,
         Instruction,
     )
