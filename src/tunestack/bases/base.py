@@ -126,7 +126,7 @@ class Base:
     def load_plain(
         self, auto_class: type[_BaseAutoModelClass], config: PretrainedConfig, dtype: torch.dtype
     ) -> LoadedModel:
-        """The model with ordinary layers in this dtype: of a quantised base with the values it computes with."""
+        """The model with ordinary layers in this dtype; a quantised base with the values it computes with."""
         if self.settings.quantize is None:
             return self.load_model(auto_class, config, dtype)
         loaded = self.load_model(auto_class, config)
@@ -140,8 +140,8 @@ class Base:
     ) -> tuple[PreTrainedModel, list[str], list[str]]:
         """As `Source.load_weights`; what every trial trains whole, or embeddings share, is left as it is.
 
-        What the checkpoint lacks is known only when it is read: where that is a layer that was to be quantised
-        (a pooler), it is read again.
+        What the checkpoint lacks is known only when it is read: where that is a layer that was to be
+        quantised (a pooler), it is read again.
         """
         skeleton = self.skeleton(auto_class, config)
         plain = {*head_modules(skeleton, self.config.model_type), *get_keys_to_not_convert(skeleton)}

@@ -132,7 +132,9 @@ def _why_not(quantize: str, device: torch.device) -> str | None:
     return None if far < 0.2 else f"a weight of 1 comes back wrong by {far:.2g}"
 
 
-def load_options(settings: BaseConfig, dtype: torch.dtype, device: torch.device, plain: Iterable[str]) -> dict[str, Any]:
+def load_options(
+    settings: BaseConfig, dtype: torch.dtype, device: torch.device, plain: Iterable[str]
+) -> dict[str, Any]:
     """What `from_pretrained` needs beside, to quantise while it loads. plain: modules that are left alone."""
     nf4 = settings.quantize == "nf4"
     return {
@@ -150,7 +152,7 @@ def load_options(settings: BaseConfig, dtype: torch.dtype, device: torch.device,
 
 def stored_layers(model: nn.Module) -> dict[str, Any]:
     """bitsandbytes' layers in a model that transformers has loaded, by name."""
-    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 
     return {
         name: module
@@ -189,7 +191,9 @@ def dequantised_inside(module: nn.Module) -> nn.Module:
 @torch.no_grad()
 def copy_values(quantised: nn.Module, plain: nn.Module) -> None:
     """Give an ordinary model the values that a quantised one of the same architecture computes with."""
-    layers = {name: module for name, module in quantised.named_modules() if isinstance(module, QuantisedLinear)}
+    layers = {
+        name: module for name, module in quantised.named_modules() if isinstance(module, QuantisedLinear)
+    }
     values = dict(quantised.named_parameters())
     for name, parameter in plain.named_parameters():
         owner, _, kind = name.rpartition(".")

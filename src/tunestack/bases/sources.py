@@ -109,10 +109,14 @@ class Source:
     ) -> tuple[PreTrainedModel, list[str], list[str]]:
         """A model with its weights, the parameters that these lack, and those that they hold in other shapes.
 
-        options: for `from_pretrained`, such as how to quantise. Raises UserError where weights cannot be read.
+        options: for `from_pretrained`, such as how to quantise. Raises UserError where weights cannot be
+        read.
         """
         loader: Any = auto_class
-        read: dict[str, Any] = {"trust_remote_code": settings.trust_remote_code, "revision": settings.revision}
+        read: dict[str, Any] = {
+            "trust_remote_code": settings.trust_remote_code,
+            "revision": settings.revision,
+        }
         location: str | None = self.location
         if self.random:
             with torch.random.fork_rng(devices=[]):

@@ -16,6 +16,7 @@ from tunestack.cli.options import (
     Label,
     Labels,
     PositiveLabel,
+    Quantize,
     Source,
     SplitSeed,
     Subset,
@@ -118,6 +119,7 @@ def compare(
         str | None,
         typer.Option(help="auto, float32, bfloat16: what frozen bases compute in.", show_default=False),
     ] = None,
+    quantize: Quantize = None,
     trust_remote_code: Annotated[
         list[str] | None,
         typer.Option(help="Name a base whose own code may run; repeat.", show_default=False),
@@ -175,7 +177,8 @@ def compare(
         from tunestack.api import comparison
         from tunestack.settings import read_settings
 
-        config = comparison(_with_base_flags(read_settings(source, flags), dtype, trust_remote_code or []))
+        each = {"dtype": dtype, "quantize": quantize}
+        config = comparison(_with_base_flags(read_settings(source, flags), each, trust_remote_code or []))
 
         from tunestack.comparison.run import run_comparison
         from tunestack.progress import Display
@@ -326,7 +329,7 @@ def tasks() -> None:
     console.print(table)
 
 
-def _with_base_flags(values: dict[str, Any], dtype: str | None, trusted: list[str]) -> dict[str, Any]:
+def _with_base_flags(values: dict[str, Any], each: dict[str, Any], trusted: list[str]) -> dict[str, Any]:
     """Settings with the flags that are about each base. Raises UserError for trusting one not among them."""
     from tunestack.errors import Problem, did_you_mean
 
@@ -341,7 +344,7 @@ def _with_base_flags(values: dict[str, Any], dtype: str | None, trusted: list[st
 
     def flagged(entry: Any) -> Any:
         trust = {"trust_remote_code": True} if entry.get("model") in trusted else {}
-        return {**entry, **_given({"dtype": dtype}), **trust}
+        return {**entry, **_given(each), **trust}
 
     return {**values, "bases": [flagged(entry) if isinstance(entry, dict) else entry for entry in entries]}
 

@@ -168,7 +168,7 @@ def _open_bases(config: CompareConfig, problems: Problems) -> dict[str, Base]:
     for name in sorted({name for name in names if names.count(name) > 1}):
         problems.add(
             "bases",
-            expected="each base once, or with different dtypes",
+            expected="each base once, or with different dtype or quantize",
             found=f"{name!r} {names.count(name)} times",
             fix="Remove one, or compare them in runs of their own.",
         )
@@ -188,9 +188,14 @@ def _open_bases(config: CompareConfig, problems: Problems) -> dict[str, Base]:
 
 
 def _base_name(settings: BaseConfig, among: list[BaseConfig]) -> str:
-    """The name users know a base by; dtype added where the same one is there twice."""
-    twice = sum(other.model == settings.model for other in among) > 1
-    return f"{settings.model} {settings.dtype}" if twice else settings.model
+    """The name users know a base by, with the settings that tell it from the same one there once more."""
+    same = [other for other in among if other.model == settings.model]
+    parts: list[str | None] = [settings.model]
+    if len({other.dtype for other in same}) > 1:
+        parts.append(settings.dtype)
+    if len({(other.quantize, other.double_quant) for other in same}) > 1:
+        parts += [settings.quantize, "single" if settings.double_quant is False else None]
+    return " ".join(filter(None, parts))
 
 
 def _needs_base(entry: MethodConfig) -> bool:

@@ -258,7 +258,7 @@ class Host:
         return batch
 
     def pristine(self, name: str) -> nn.Module:
-        """A copy of the base's module of that name, without what slots have placed in it, and not quantised."""
+        """A copy of the base's module of that name, without what slots placed in it, and not quantised."""
         inside = [site for place, site in self.sites.items() if f"{place}.".startswith(f"{name}.")]
         for site in inside:
             site.close()
