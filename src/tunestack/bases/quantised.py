@@ -25,6 +25,8 @@ from tunestack.errors import Problem, UserError
 if TYPE_CHECKING:
     from bitsandbytes.functional import QuantState
 
+_BLOCK = 64
+"""So many weights in a row share a scale: bitsandbytes' own number for 4 bits."""
 _LEAVE_OUT = "leave quantize out for this base."
 INSTALL = "Run: pip install 'tunestack[quant]'"
 
@@ -51,7 +53,7 @@ class QuantisedLinear(nn.Linear):
         from bitsandbytes.functional import dequantize_4bit
 
         weight: Tensor = dequantize_4bit(self.weight, self.state)
-        return weight
+        return weight.view(self.out_features, self.in_features)
 
     def plain(self) -> nn.Linear:
         """An ordinary layer that computes the same."""
@@ -126,9 +128,9 @@ def _why_not(quantize: str, device: torch.device) -> str | None:
         else:
             stored, scale, _ = bnb.int8_vectorwise_quant(there)
             back = stored.float() * scale[:, None] / 127
+        far = float((back.cpu().float() - weight).abs().max())
     except (RuntimeError, NotImplementedError, AttributeError, OSError, ValueError) as error:
         return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    far = float((back.cpu().float() - weight).abs().max())
     return None if far < 0.2 else f"a weight of 1 comes back wrong by {far:.2g}"
 
 
@@ -164,8 +166,14 @@ def stored_layers(model: nn.Module) -> dict[str, Any]:
 def take_over(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Put our layers, which compute in this dtype, in place of bitsandbytes'."""
     for name, module in stored_layers(model).items():
-        scale = getattr(module.weight, "SCB", None)
-        state = module.weight.quant_state if scale is None else (scale / 127).to(dtype).unsqueeze(1)
+        if (scale := getattr(module.weight, "SCB", None)) is None:
+            state = module.weight.quant_state
+            # Dequantised as blocks of 64: for rows of, say, 96, its AVX-512 kernel takes the wrong scales.
+            numbers = module.in_features * module.out_features
+            blocks = (1, numbers) if numbers % _BLOCK else (numbers // _BLOCK, _BLOCK)
+            state.dtype, state.shape = dtype, torch.Size(blocks)
+        else:
+            state = (scale / 127).to(dtype).unsqueeze(1)
         sizes = (module.in_features, module.out_features)
         model.set_submodule(name, QuantisedLinear(sizes, module.weight.data, state, module.bias))
 
