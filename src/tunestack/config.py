@@ -68,6 +68,8 @@ class TrainingConfig(Settings):
     """Passes over the training data."""
     batch_size: int = Field(default=8, ge=1)
     """Rows a step, of each trial."""
+    optim: Literal["adamw_torch", "adamw_8bit"] = "adamw_torch"
+    """AdamW; adamw_8bit keeps its two states in 8 bits (bitsandbytes), for methods that train much."""
     weight_decay: float = Field(default=0.001, ge=0)
     """Decoupled weight decay; biases and norms are left out, as transformers' Trainer does."""
     max_grad_norm: float = Field(default=0.3, ge=0)

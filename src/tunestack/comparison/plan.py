@@ -21,6 +21,7 @@ from tunestack.errors import Problems, did_you_mean
 from tunestack.files import slug
 from tunestack.methods.base import Method
 from tunestack.methods.registry import METHODS
+from tunestack.stack.optim import check_optimizer
 from tunestack.stack.slot import Trial
 from tunestack.tasks.base import Task
 from tunestack.tasks.registry import TASKS, open_task
@@ -118,6 +119,9 @@ def make_plan(config: CompareConfig) -> Plan:
     check_metric(config.metric, task.metrics if data else task.possible_metrics(), problems)
     candidates = list(_candidates(config, bases, task, problems))
     check_names([candidate.name for candidate in candidates], problems)
+    for candidate in candidates:
+        if isinstance(candidate, MethodCandidate):
+            problems.attempt(check_optimizer, candidate.training.optim, bases[candidate.base].device)
     if data:
         own = {c.name: c.training for c in candidates if isinstance(c, MethodCandidate)}
         check_class_weights(config.training, own, task, problems)
