@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
+from typer.testing import CliRunner
 
+import runs
 import tiny
+import tunestack
 from families import FAMILIES
 from tunestack.bases import Base, quantised
 from tunestack.bases.quantised import QuantisedLinear, parameters_in, plain_weight
 from tunestack.bases.sources import byte_tokenizer
+from tunestack.cli.app import app
 from tunestack.config import BaseConfig
 from tunestack.errors import UserError
+from tunestack.export.folder import Options, export_candidate
 from tunestack.methods.base import read_tensors
 from tunestack.methods.sites import Host
+from tunestack.results import Candidate, Results
 from tunestack.saved import Seat
 from tunestack.stack.slot import Slot, Trial
-from tunestack.stack.stack import Stack, Workload
+from tunestack.stack.stack import Stack
 
 pytest.importorskip("bitsandbytes")
 import bitsandbytes as bnb
@@ -451,6 +460,135 @@ def test_double_quantisation_without_nf4_is_refused(settings: dict[str, Any]) ->
         BaseConfig(model="m", **settings)
 
 
-def test_a_workload_knows_its_base(tmp_path: Path) -> None:
-    work: Workload = tiny.workload(open_base(tmp_path, "bert", "nf4"))
-    assert work.base.settings.quantize == "nf4"
+# Comparisons
+
+
+@pytest.fixture(scope="module")
+def run(tiny_data: Path) -> Path:
+    """One base three times: as it is, in 4 and in 8 bits."""
+    folder = tiny_data / "quantised"
+    (plain,) = runs.settings(tiny_data)["bases"]
+    bases = [plain, {**plain, "quantize": "nf4"}, {**plain, "quantize": "int8"}]
+    values = {
+        "bases": bases,
+        "methods": ["lora", "linear-probe"],
+        "output": str(folder),
+        "measure_costs": True,
+    }
+    runs.compare(runs.settings(tiny_data, **values, seeds=1))
+    return folder
+
+
+def candidate(run: Path, mode: str | None, method: str = "lora") -> Candidate:
+    name = f"saved-bert {mode} {method}" if mode else f"saved-bert {method}"
+    return next(one for one in Results.load(run / "results.json").candidates if one.name == name)
+
+
+def test_one_base_in_several_ways_stands_in_one_comparison_with_its_costs(run: Path) -> None:
+    assert len(Results.load(run / "results.json").candidates) == 6
+    plain, four, eight = (candidate(run, mode).costs for mode in (None, "nf4", "int8"))
+    assert plain is not None
+    assert four is not None
+    assert eight is not None
+    assert plain.total_parameters == four.total_parameters == eight.total_parameters
+    assert all(costs.peak_memory_bytes and costs.seconds_per_step for costs in (plain, four, eight))
+
+
+@pytest.mark.parametrize("method", ["lora", "linear-probe"])
+@modes
+def test_what_was_trained_on_a_quantised_base_predicts_on_it(
+    run: Path, tiny_data: Path, mode: str, method: str
+) -> None:
+    (seed,) = candidate(run, mode, method).seeds
+    assert seed.adapter_path is not None
+    assert seed.test is not None
+    predictor = tunestack.load(run / seed.adapter_path, device="cpu")
+    assert predictor.description.base is not None
+    assert predictor.description.base.quantize == mode
+    texts = pd.read_csv(tiny_data / "test.csv")["text"].tolist()
+    stored = runs.probabilities(run, seed.test.predictions_path)
+    np.testing.assert_allclose(predictor.predict_proba(texts), stored, rtol=0, atol=1e-5)
+
+
+@modes
+def test_merged_it_is_a_plain_model_that_answers_as_validated(
+    run: Path, tiny_data: Path, tmp_path: Path, mode: str
+) -> None:
+    (seed,) = candidate(run, mode).seeds
+    assert seed.adapter_path is not None
+    assert seed.test is not None
+    folder = export_candidate(run / seed.adapter_path, tmp_path / "merged", options=Options(merge=True))
+    assert "those that it computed with then" in (folder / "README.md").read_text()
+    assert "quantization_config" not in json.loads((folder / "config.json").read_text())
+    predictor = tunestack.load(folder, device="cpu")
+    assert predictor.description.base is not None
+    assert predictor.description.base.quantize is None
+    texts = pd.read_csv(tiny_data / "test.csv")["text"].tolist()
+    stored = runs.probabilities(run, seed.test.predictions_path)
+    np.testing.assert_allclose(predictor.predict_proba(texts), stored, rtol=0, atol=1e-5)
+
+
+def test_the_card_says_how_the_base_was_quantised(run: Path, tmp_path: Path) -> None:
+    (seed,) = candidate(run, "nf4").seeds
+    assert seed.adapter_path is not None
+    folder = export_candidate(run / seed.adapter_path, tmp_path / "adapter")
+    card = (folder / "README.md").read_text()
+    assert "(`quantize: nf4`), and `tunestack predict` loads it so again" in card
+    (plain,) = candidate(run, None).seeds
+    assert plain.adapter_path is not None
+    other = export_candidate(run / plain.adapter_path, tmp_path / "plain")
+    assert "quantize" not in (other / "README.md").read_text()
+
+
+def test_methods_that_need_plain_weights_are_refused_with_the_way_out(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    (plain,) = runs.settings(tiny_data)["bases"]
+    values = {
+        "bases": [{**plain, "quantize": "nf4"}],
+        "methods": ["full", "vera", "lora"],
+        "output": str(tmp_path / "run"),
+    }
+    with pytest.raises(UserError) as refused:
+        runs.compare(runs.settings(tiny_data, **values))
+    said = [str(problem) for problem in refused.value.problems]
+    assert len(said) == 2
+    for method, text in zip(("full", "vera"), said, strict=True):
+        assert f"{method} on " in text
+        assert "quantize: nf4" in text
+        assert "Leave quantize out" in text
+
+
+def test_the_same_base_in_the_same_way_twice_is_refused(tiny_data: Path, tmp_path: Path) -> None:
+    (plain,) = runs.settings(tiny_data)["bases"]
+    bases = [{**plain, "quantize": "nf4"}, plain, {**plain, "quantize": "nf4"}]
+    with pytest.raises(UserError, match="nf4' 2 times"):
+        runs.compare(runs.settings(tiny_data, bases=bases, output=str(tmp_path / "run")))
+
+
+@pytest.mark.parametrize("command", ["compare", "sweep"])
+@pytest.mark.parametrize("named", ["in the file", "beside it"])
+def test_the_flag_is_for_every_base(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, named: str
+) -> None:
+    base = str(tiny_data / "saved-bert")
+    values: dict[str, Any] = {"data": {"train": str(tiny_data / "train.csv")}, "methods": ["lora"]}
+    if command == "sweep":
+        values |= {"search": {"r": [2, 4]}}
+    if named == "in the file":
+        values |= {"base": base} if command == "sweep" else {"bases": [base]}
+    given = [] if named == "in the file" else ["--base", base]
+    config = runs.write_config(tmp_path / "config.yaml", values)
+    seen: list[Any] = []
+
+    def keep(config: Any, notify: Any) -> None:
+        seen.append(config)
+        raise UserError
+
+    monkeypatch.setattr("tunestack.comparison.run.run_comparison", keep)
+    monkeypatch.setattr("tunestack.search.run.run_sweep", keep)
+    arguments = [command, str(config), *given, "--quantize", "nf4", "--output", str(tmp_path / "run")]
+    CliRunner().invoke(app, arguments)
+    (found,) = seen
+    bases = [found.base] if command == "sweep" else found.bases
+    assert [(one.model, one.quantize) for one in bases] == [(base, "nf4")]
