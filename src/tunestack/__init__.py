@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 from tunestack.plugin.hook import when_imported
@@ -32,4 +33,6 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
+# PEFT imports bitsandbytes, which then warns that it found no optional kernels to download.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 when_imported("peft", lambda: importlib.import_module("tunestack.plugin.tuner"))

@@ -230,7 +230,9 @@ def sweep_settings(source: str, given: Mapping[str, Any]) -> tuple[SweepConfig, 
     from tunestack.search.wandb_file import is_wandb_file, read_wandb_file
 
     is_yaml = source.endswith((".yaml", ".yml"))
-    values = read_yaml(Path(source)) if is_yaml else {"data": {"train": source}}
+    values: dict[str, Any] = read_yaml(Path(source)) if is_yaml else {"data": {"train": source}}
+    if isinstance(values.get("base"), str):  # so that a field of the base alone can be given on top
+        values["base"] = {"model": values["base"]}
     notes: tuple[str, ...] = ()
     if is_wandb_file(values):
         settings, notes = read_wandb_file(values, given)

@@ -16,6 +16,7 @@ from tunestack.cli.options import (
     Label,
     Labels,
     PositiveLabel,
+    Quantize,
     Source,
     SplitSeed,
     Subset,
@@ -122,6 +123,7 @@ def compare(
         str | None,
         typer.Option(help="auto, float32, bfloat16: what frozen bases compute in.", show_default=False),
     ] = None,
+    quantize: Quantize = None,
     trust_remote_code: Annotated[
         list[str] | None,
         typer.Option(help="Name a base whose own code may run; repeat.", show_default=False),
@@ -182,7 +184,8 @@ def compare(
         if source is None and suite is None:
             fix = "Name one: tunestack compare data.csv, or --suite glue."
             raise UserError(Problem("compare", "a configuration, data, or a suite", "none", fix))
-        values = _with_base_flags(read_settings(source, flags), dtype, trust_remote_code or [])
+        each = {"dtype": dtype, "quantize": quantize}
+        values = _with_base_flags(read_settings(source, flags), each, trust_remote_code or [])
         values = with_suite(values, suite, data, tasks)
         if "suite" in values:
             if not compare_suite(values):
@@ -339,7 +342,7 @@ def tasks() -> None:
     console.print(table)
 
 
-def _with_base_flags(values: dict[str, Any], dtype: str | None, trusted: list[str]) -> dict[str, Any]:
+def _with_base_flags(values: dict[str, Any], each: dict[str, Any], trusted: list[str]) -> dict[str, Any]:
     """Settings with the flags that are about each base. Raises UserError for trusting one not among them."""
     from tunestack.errors import did_you_mean
 
@@ -354,7 +357,7 @@ def _with_base_flags(values: dict[str, Any], dtype: str | None, trusted: list[st
 
     def flagged(entry: Any) -> Any:
         trust = {"trust_remote_code": True} if entry.get("model") in trusted else {}
-        return {**entry, **_given({"dtype": dtype}), **trust}
+        return {**entry, **_given(each), **trust}
 
     return {**values, "bases": [flagged(entry) if isinstance(entry, dict) else entry for entry in entries]}
 

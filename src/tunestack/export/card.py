@@ -51,6 +51,7 @@ def write_card(path: Path, choice: Choice, shipment: Shipment, license: str | No
     from huggingface_hub import ModelCard
 
     title = _title(choice, shipment)
+    trained_on = (choice.description or shipment.description).base
     base = base_name(shipment.description)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("tunestack.export", "."),
@@ -81,6 +82,7 @@ def write_card(path: Path, choice: Choice, shipment: Shipment, license: str | No
         verdict=verdict_sentence(results) if results else None,
         leaderboard=markdown_table(results) if results else None,
         license=license,
+        quantize=trained_on.quantize if trained_on else None,
         fmt=formatting,
     )
     front = _front_matter(title, choice, shipment, base, license)
