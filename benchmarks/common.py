@@ -30,7 +30,8 @@ class Settings(BaseModel):
     """What is trained on what.
 
     location, overrides: where transformers finds the base, and config fields to replace.
-    fraction: how much of the training rows is used, from the first on. seeds: of the trials.
+    fraction: how much of the training rows is used, from the first on. seeds: of the trials. evaluated: how
+    many validation rows are, None for all. r and so on: LoRA's and training's own.
     """
 
     data: str
@@ -45,6 +46,11 @@ class Settings(BaseModel):
     schedule: Literal["linear", "constant"]
     fraction: float
     seeds: list[int]
+    evaluated: int | None = None
+    r: int = RANK
+    lora_alpha: int = ALPHA
+    lora_dropout: float = 0.0
+    learning_rate: float = LEARNING_RATE
 
     def part(self, rows: int) -> int:
         """How many of so many training rows are used."""
@@ -102,13 +108,18 @@ def settings_of(options: argparse.Namespace, seeds: Sequence[int]) -> Settings:
 def in_process(script: str, contender: str, settings: Settings, threads: int) -> Measurement:
     """Measure a contender in a process of its own. Raises RuntimeError with its last words if it fails."""
     command = [sys.executable, script, "--measure", contender, settings.model_dump_json()]
-    counts = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    quiet = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
-    environment = {**os.environ, **counts, **quiet}
+    environment = quiet_environment(threads)
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:
         raise RuntimeError(f"{contender} failed:\n{done.stderr[-3000:]}")
     return Measurement.model_validate_json(done.stdout.strip().splitlines()[-1])
+
+
+def quiet_environment(threads: int) -> dict[str, str]:
+    """The environment of a process that is measured."""
+    counts = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    quiet = {"TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
+    return {**os.environ, **counts, **quiet}
 
 
 def answer_if_measuring(measure: Callable[[str, Settings], Measurement]) -> None:

@@ -38,8 +38,8 @@ def measure(contender: str, settings: Settings) -> Measurement:
     return measure_peer(contender, settings) if contender in PEERS else common.measure_stack(settings)
 
 
-def measure_peer(contender: str, settings: Settings) -> Measurement:
-    """PEFT + Trainer, written as its users write it."""
+def measure_peer(contender: str, settings: Settings, evaluation: str = "no") -> Measurement:
+    """PEFT + Trainer, written as its users write it. evaluation: when it evaluates while it trains."""
     import pandas as pd
     import torch
     from datasets import Dataset, disable_progress_bars
@@ -71,7 +71,8 @@ def measure_peer(contender: str, settings: Settings) -> Measurement:
         return tokenizer(examples["text"], truncation=True, max_length=common.MAX_LENGTH)
 
     train = train.map(tokenise, batched=True, remove_columns=["text"])
-    validation = split["test"].map(tokenise, batched=True, remove_columns=["text"])
+    validation = split["test"].select(range(settings.evaluated or len(split["test"])))
+    validation = validation.map(tokenise, batched=True, remove_columns=["text"])
 
     without_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     model = AutoModelForSequenceClassification.from_pretrained(
@@ -85,7 +86,11 @@ def measure_peer(contender: str, settings: Settings) -> Measurement:
         tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id
     lora = LoraConfig(
-        task_type=TaskType.SEQ_CLS, r=common.RANK, lora_alpha=common.ALPHA, target_modules=common.TARGETS
+        task_type=TaskType.SEQ_CLS,
+        r=settings.r,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules=common.TARGETS,
     )
     model = get_peft_model(model, lora)
 
@@ -119,7 +124,7 @@ def measure_peer(contender: str, settings: Settings) -> Measurement:
             model=model,
             args=TrainingArguments(
                 output_dir=folder,
-                learning_rate=common.LEARNING_RATE,
+                learning_rate=settings.learning_rate,
                 lr_scheduler_type=settings.schedule,
                 weight_decay=common.WEIGHT_DECAY,
                 max_grad_norm=common.MAX_GRAD_NORM,
@@ -130,13 +135,14 @@ def measure_peer(contender: str, settings: Settings) -> Measurement:
                 train_sampling_strategy="group_by_length" if best else "random",
                 seed=settings.seeds[0],
                 use_cpu=settings.device == "cpu",
-                eval_strategy="no",
+                eval_strategy=evaluation,
                 save_strategy="no",
                 logging_strategy="no",
                 report_to="none",
                 disable_tqdm=True,
             ),
             train_dataset=train,
+            eval_dataset=validation,
             processing_class=tokenizer,
             data_collator=DataCollatorWithPadding(tokenizer),
             callbacks=[stopwatch],

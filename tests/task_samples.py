@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import tiny
 from tunestack.tasks.base import Task
 from tunestack.tasks.classification import SequenceClassification
+from tunestack.tasks.instruction import Instruction, InstructionOptions
 from tunestack.tasks.regression import Regression
 
 
@@ -55,6 +58,26 @@ def rated(rows: int, seed: int) -> dict[str, list[Any]]:
 RATED = {"train": rated(26, 1), "validation": rated(14, 2), "test": rated(9, 3)}
 TEXTS = {"train": tiny.texts(26, 1), "validation": tiny.texts(14, 2), "test": tiny.texts(9, 3)}
 
+
+def sums(count: int, seed: int, learnt: bool = True) -> dict[str, list[Any]]:
+    """Sums of small numbers; some with an input of their own."""
+    random = np.random.default_rng(seed)
+    rows: dict[str, list[Any]] = {"instruction": [], "input": [], "output": [], "answer": []}
+    for index, (first, second) in enumerate(random.integers(1, 20, size=(count, 2)).tolist()):
+        rows["instruction"].append(f"{first} + {second}?" if index % 3 else "Add.")
+        rows["input"].append("" if index % 3 else f"{first}, {second}")
+        rows["output"].append(f"It is {first + second}.")
+        rows["answer"].append(str(first + second))
+    return rows if learnt else {name: column for name, column in rows.items() if name != "output"}
+
+
+SUMS = {"train": sums(26, 1), "validation": sums(14, 2), "test": sums(9, 3, learnt=False)}
+SUMS_SETTINGS = {
+    "template": "{instruction}=",
+    "template_with_input": "{instruction}{input}=",
+    "max_new_tokens": 8,
+}
+
 SAMPLES: dict[str, Sample] = {
     "classification": Sample(
         kinds=("bert", "llama"),
@@ -69,5 +92,11 @@ SAMPLES: dict[str, Sample] = {
         splits=RATED,
         write=lambda folder: {"data": {**write_jsonl(folder, RATED)["data"], "text_pair": "text_pair"}},
         baselines=("majority", "tfidf", "linear-probe"),
+    ),
+    "instruction": Sample(
+        kinds=("llama",),
+        make=lambda: Instruction(options=InstructionOptions(**SUMS_SETTINGS)),
+        splits=SUMS,
+        write=lambda folder: {**write_jsonl(folder, SUMS), "task": SUMS_SETTINGS},
     ),
 }

@@ -409,9 +409,13 @@ def test_a_base_that_the_hub_does_not_know_is_told_of_in_our_words_alone(tmp_pat
     assert not any(word in done.stderr for word in ("HEAD", "HTTP Request"))
 
 
-def test_retries_are_told_to_nobody_while_we_ask_and_to_everybody_else() -> None:
-    log = logging.getLogger("huggingface_hub.utils._http")
-    assert log.isEnabledFor(logging.WARNING)
+def test_retries_are_told_once_and_in_our_words_while_we_ask(caplog: pytest.LogCaptureFixture) -> None:
+    client = logging.getLogger("huggingface_hub.utils._http")
     with quiet_hub():
-        assert not log.isEnabledFor(logging.ERROR)
-    assert log.isEnabledFor(logging.WARNING)
+        for _ in range(3):
+            client.warning("Retrying in 1s [Retry 1/5].")
+        client.error("HTTP Error 500 thrown while requesting HEAD")
+    assert [record.name for record in caplog.records] == ["tunestack"]
+    assert "does not answer" in caplog.text
+    client.warning("Retrying in 1s [Retry 1/5].")
+    assert caplog.records[-1].name == client.name

@@ -350,3 +350,13 @@ def test_the_version_is_that_of_the_package() -> None:
     shown = CliRunner().invoke(app, ["--version"])
     assert shown.exit_code == 0
     assert shown.output.strip() == f"tunestack {metadata.version('tunestack')}"
+
+
+def test_every_task_is_listed(cli: Any) -> None:
+    from tunestack.tasks.registry import TASKS
+
+    result = cli("tasks")
+    assert result.exit_code == 0
+    for name, task in TASKS.items():
+        assert name in result.stdout
+        assert task.default_metric in result.stdout

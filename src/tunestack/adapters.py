@@ -133,7 +133,7 @@ def open_adapter(folder: Path, description: Description | None, here: Mapping[st
         base = load_base(description.base.model_copy(update=here))
     method = find_method(description.method)
     adapter = SavedAdapter(folder, description, method, method.read_config(folder), tensors, base, plain)
-    skeleton = base.skeleton(adapter.task.auto_class, adapter.task.model_config(base))
+    skeleton = base.skeleton(adapter.task.auto_class_for(base.config), adapter.task.model_config(base))
     adapter.check_sizes(skeleton)
     if plain:
         _drop_absent_heads(adapter.config, skeleton)

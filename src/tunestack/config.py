@@ -35,6 +35,11 @@ class DataConfig(Settings):
     """A file of its own for validation. Without one, `train` is split (or its own split is used)."""
     test: str | None = None
     """A file of its own for the final test."""
+    tests: dict[str, str] | list[str] = {}
+    """Further test sets, for tasks that take several: each by its name with its file; or names of sets or
+    suites that the task knows, which lie in `tests_folder`."""
+    tests_folder: str | None = None
+    """Where the test sets lie that are named without files."""
     subset: str | None = None
     """The Hub dataset's configuration name."""
     header: list[str] | None = None

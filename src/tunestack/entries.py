@@ -72,7 +72,7 @@ class BaseCheck:
         if self._skeleton is None:
             config = self.task.model_config(self.base)
             try:
-                self._skeleton = self.base.skeleton(self.task.auto_class, config)
+                self._skeleton = self.base.skeleton(self.task.auto_class_for(config), config)
             except ValueError as error:
                 raise not_for(self.base.name, self.task, config.model_type) from error
         return self._skeleton
@@ -88,6 +88,6 @@ def method_config(method: Method, fields: Mapping[str, Any], check: BaseCheck | 
     skeleton = check.skeleton
     model_type = check.base.config.model_type
     settings = method.make_config(fields, model_type, head_modules(skeleton, model_type))
-    settings.task_type = check.task.peft_type
+    settings.task_type = check.task.peft_type_for(check.base.config)
     method.check(settings, skeleton)
     return settings

@@ -67,17 +67,24 @@ class SeedResult(Record):
     best_epoch: the epoch whose weights were kept (None for a candidate that has no epochs).
     stacked_seconds: wall seconds from this trial's first step to its last, in the company it had (its
     costs alone are in `Costs`). `failure`: why it did not finish, else None.
-    adapter_path: folder of the saved adapter, model or baseline; None if it failed.
+    adapter_path: folder of the saved adapter, model or baseline; None if it failed. tests: further test sets,
+    by name.
     """
 
     seed: int
     validation: SplitScores | None = None
     test: SplitScores | None = None
+    tests: dict[str, SplitScores] = {}
     best_epoch: float | None = None
     curves: list[CurvePoint] = []
     stacked_seconds: float | None = None
     adapter_path: str | None = None
     failure: str | None = None
+
+    def on(self, split: str) -> SplitScores | None:
+        """What it reached on a split; None where it has no answers to that."""
+        named = {"validation": self.validation, "test": self.test}
+        return named[split] if split in named else self.tests.get(split)
 
 
 class Costs(Record):
@@ -121,7 +128,8 @@ class Candidate(Record):
 
     name: unique in the run. base: None for a candidate that needs none (majority, tfidf).
     kind: "baseline" trains no transformer. comparison: None for the best candidate and for one that failed.
-    reads_text: False for a candidate that answers the same whatever the text (majority).
+    reads_text: False for a candidate that answers the same whatever the text (majority). tests: summaries of
+    further test sets, by their names.
     """
 
     name: str
@@ -133,6 +141,7 @@ class Candidate(Record):
     seeds: list[SeedResult]
     validation: dict[str, Summary] = {}
     test: dict[str, Summary] = {}
+    tests: dict[str, dict[str, Summary]] = {}
     costs: Costs = Costs()
     comparison: Comparison | None = None
 

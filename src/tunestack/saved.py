@@ -254,7 +254,9 @@ def _open_stack(base: Base, task: Task, method: Method) -> Stack:
     """The base with its weights, in what the method trains it in."""
     from tunestack.stack.stack import Stack, Workload
 
-    loaded = base.load_model(task.auto_class, task.model_config(base), method.weights_dtype(base.dtype))
+    loaded = base.load_model(
+        task.auto_class_for(base.config), task.model_config(base), method.weights_dtype(base.dtype)
+    )
     return Stack(Workload(base, task, {}, task.default_metric), loaded, autocast=not method.stacks)
 
 

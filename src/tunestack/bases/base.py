@@ -64,6 +64,12 @@ class Base:
         unused = (row and row.position_offset) or 0
         return min(max_length, self.longest_input, int(places) - unused - positions)
 
+    def ends(self, model: Any) -> list[int]:
+        """The tokens that end a text that this base generates, by its tokenizer and by the model itself."""
+        named = getattr(model.generation_config, "eos_token_id", None) if model.can_generate() else None
+        several = named if isinstance(named, list) else [named]
+        return sorted({int(end) for end in (self.tokenizer.eos_token_id, *several) if end is not None})
+
     def token_lengths(self, texts: list[str]) -> list[int]:
         """How many tokens each text has, special ones included, uncut."""
         return [len(ids) for ids in self.tokenizer(texts, verbose=False)["input_ids"]]

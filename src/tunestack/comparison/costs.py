@@ -72,7 +72,7 @@ def _measure_method(plan: Plan, candidate: MethodCandidate) -> Costs:
     memory = _Memory(base.device.type)
     work = Workload(base, plan.task, plan.data.splits(), plan.config.metric)
     dtype = candidate.method.weights_dtype(base.dtype)
-    loaded = base.load_model(plan.task.auto_class, plan.task.model_config(base), dtype)
+    loaded = base.load_model(plan.task.auto_class_for(base.config), plan.task.model_config(base), dtype)
     stack = Stack(work, loaded, autocast=not candidate.method.stacks)
     slot = stack.open(candidate.trial(plan.config.seeds[0]))
     total_steps = slot.total_steps

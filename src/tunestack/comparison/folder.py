@@ -106,7 +106,7 @@ class RunFolder:
         folder, task = self._seed(name, result.seed), self.plan.task
         scores: dict[str, SplitScores] = {}
         for split, given in answers.items():
-            path, data = folder / f"predictions-{split}.csv", self.plan.data.splits()[split]
+            path, data = folder / f"predictions-{slug(split)}.csv", self.plan.data.splits()[split]
             columns = {"row": data["row"], **task.truth(data), **task.told(data, given)}
             with replacing(path) as temporary:
                 pd.DataFrame(columns).to_csv(temporary, index=False)
@@ -115,7 +115,8 @@ class RunFolder:
                 confusion=task.confusion(data, given),
                 predictions_path=self.relative(path),
             )
-        result = result.model_copy(update=scores)
+        own: dict[str, Any] = {name: scores.pop(name) for name in ("validation", "test") if name in scores}
+        result = result.model_copy(update={"tests": scores, **own})
         write_text(folder / "trial.json", result.model_dump_json(indent=2))
         if checkpoint is not None:
             (self.checkpoints / f"{checkpoint}.safetensors").unlink(missing_ok=True)
@@ -123,7 +124,7 @@ class RunFolder:
 
     def answers(self, result: SeedResult, split: str) -> Given:
         """What a finished trial answered, as saved: [examples, ...]."""
-        scores: SplitScores | None = getattr(result, split)
+        scores = result.on(split)
         assert scores is not None
         frame = pd.read_csv(self.path / scores.predictions_path, dtype=str, keep_default_na=False)
         return self.plan.task.read(frame)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -126,9 +127,24 @@ def make_plan(config: CompareConfig) -> Plan:
             if isinstance(candidate, MethodCandidate):
                 steps = candidate.training.steps(len(data.train))
                 problems.attempt(candidate.method.check_steps, candidate.config, steps)
+        for base, limit, places in _rooms(candidates, bases):
+            problems.attempt(task.check_base, bases[base], data.splits(), limit, places)
     problems.raise_if_any()
     assert data is not None  # or its problems would have been raised
     return Plan(config, data, task, bases, candidates)
+
+
+def _rooms(
+    candidates: Sequence[MethodCandidate | BaselineCandidate], bases: Mapping[str, Base]
+) -> list[tuple[str, int, int]]:
+    """The bases, how many tokens an example may have on them, and for how many there are places at all."""
+    rooms: dict[tuple[str, int, int], None] = {}
+    for candidate in candidates:
+        if isinstance(candidate, MethodCandidate):
+            base, taken = bases[candidate.base], candidate.positions
+            limit = base.room_for_text(candidate.training.max_length, taken)
+            rooms[candidate.base, limit, base.room_for_text(sys.maxsize, taken)] = None
+    return list(rooms)
 
 
 def with_method_defaults(config: CompareConfig) -> CompareConfig:

@@ -200,6 +200,9 @@ def collect(plan: Plan, folder: RunFolder) -> Results:
             candidate.validation = summarize(validation[planned.name])
             if all(seed.test is not None for seed in trained):
                 candidate.test = summarize(_answers(plan, folder, trained, "test"))
+            candidate.tests = {
+                name: summarize(_answers(plan, folder, trained, name)) for name in plan.data.tests
+            }
         candidates.append(candidate)
     compared = compare_to_best(validation, plan.config.metric) if len(validation) > 1 else {}
     for candidate in candidates:
@@ -219,7 +222,7 @@ def collect(plan: Plan, folder: RunFolder) -> Results:
 
 
 def _answers(plan: Plan, folder: RunFolder, seeds: list[SeedResult], split: str) -> Answers:
-    given = np.stack([folder.answers(seed, split) for seed in seeds])
+    given = plan.task.several([folder.answers(seed, split) for seed in seeds])
     return plan.task.answers(plan.data.splits()[split], given)
 
 
@@ -261,7 +264,7 @@ def _hard_examples(plan: Plan, folder: RunFolder, candidates: Sequence[Candidate
         return []
     split, task = plan.data.validation, plan.task
     given = [folder.answers(seed, "validation") for seed in judged]
-    wrong = np.flatnonzero(~task.answers(split, np.stack(given)).right.any(axis=0))
+    wrong = np.flatnonzero(~task.answers(split, task.several(given)).right.any(axis=0))
     told = [task.told(split, own)["prediction"] for own in given]
     truth = next(iter(task.truth(split).values()))
     return [

@@ -87,8 +87,8 @@ def pad(
 ) -> dict[str, torch.Tensor]:
     """One padded batch of the chosen examples of several encoded splits, one after the other.
 
-    leading: for each split, how many places to keep before every example's own tokens; they hold the
-    example's first token, which is never padding, and whoever asked for them replaces its embedding.
+    leading: for each split, how many places to keep at the beginning of every row, before any padding; they
+    hold the example's first token, which is never padding, and whoever asked for them replaces its embedding.
     Returns input_ids and attention_mask, [rows, tokens] int64 (and token_type_ids where they are known),
     as long as the longest row.
     """
@@ -106,11 +106,11 @@ def pad(
     types = np.zeros_like(ids) if typed else None
     for row, (encoded, index, extra) in enumerate(rows):
         length = int(encoded.lengths[index])
-        start = longest - length - extra if side == "left" else 0
-        text = slice(start + extra, start + extra + length)
-        ids[row, start : text.start] = encoded.input_ids[index][0]
+        start = longest - length if side == "left" else extra
+        text = slice(start, start + length)
+        ids[row, :extra] = encoded.input_ids[index][0]
         ids[row, text] = encoded.input_ids[index]
-        mask[row, start : text.stop] = 1
+        mask[row, :extra] = mask[row, text] = 1
         if types is not None and encoded.token_type_ids is not None:
             types[row, text] = encoded.token_type_ids[index]
     batch = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,7 +40,7 @@ class TextData:
     the id; or the number itself) and `row` (int: the row in its file, from 0).
     label_names: in id order; with `positive_label` and two classes the positive one is id 1. None of numbers.
     warnings: sentences for the reader of a report.
-    fingerprint: sha256 over texts, labels and splits.
+    fingerprint: sha256 over texts, labels and splits. tests: further test sets, by name.
     """
 
     train: Dataset
@@ -50,11 +50,13 @@ class TextData:
     warnings: tuple[str, ...]
     source: str
     fingerprint: str
+    tests: Mapping[str, Dataset] = field(default_factory=dict)
 
     def splits(self) -> dict[str, Dataset]:
         """The splits that there are, by name."""
         named = {"train": self.train, "validation": self.validation, "test": self.test}
-        return {name: dataset for name, dataset in named.items() if dataset is not None}
+        there = {name: dataset for name, dataset in named.items() if dataset is not None}
+        return {**there, **self.tests}
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def read_labelled(config: DataConfig, kind: Kind = "classes", *, leave_out_missi
     leave_out_missing: rows without a text or a label are no problem; they are left out, with a warning.
     """
     problems = Problems()
-    tables = _read_all(config, problems)
+    tables = read_all(config, problems)
     warnings = [*_drop_unlabelled_test(tables, config), *_skipped(tables)]
     text_columns = {"text": config.text, **({"text_pair": config.text_pair} if config.text_pair else {})}
     complete = {name: table.frame for name, table in tables.items()}
@@ -199,7 +201,7 @@ def _check_tables(
                 _check_text_column(complete[name][column], f"{table.where}, column {column!r}", problems)
 
 
-def _read_all(config: DataConfig, problems: Problems) -> dict[str, Table]:
+def read_all(config: DataConfig, problems: Problems) -> dict[str, Table]:
     """Every given split that can be read, train first."""
     tables: dict[str, Table] = {}
     try:

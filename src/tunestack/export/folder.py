@@ -149,7 +149,7 @@ def _merged(choice: Choice, target: Path, options: Options) -> Shipment:
 
     saved = open_adapter(choice.folder, choice.description, _here(options))
     base, task = saved.base, saved.task
-    loaded = base.load_model(task.auto_class, task.model_config(base), torch.float32)
+    loaded = base.load_model(task.auto_class_for(base.config), task.model_config(base), torch.float32)
     saved.check_head(loaded.fresh)
     try:
         model = saved.method.merge(saved.folder, loaded.model)
@@ -176,7 +176,9 @@ def _whole(choice: Choice, target: Path, description: Description, options: Opti
     assert description.base is not None  # a method always has one
     base = load_base(description.base.model_copy(update={**_here(options), "model": str(choice.folder)}))
     task = make_task(description.task, description.label_names)
-    model = base.load_model(task.auto_class, base.config, getattr(torch, options.dtype)).model
+    model = base.load_model(
+        task.auto_class_for(base.config), base.config, getattr(torch, options.dtype)
+    ).model
     for file in target.glob("model*"):
         file.unlink()
     model.save_pretrained(str(target))

@@ -173,8 +173,7 @@ def find_way(model: PreTrainedModel) -> Way | None:
     if "past_key_values" in takes and not config.is_encoder_decoder:
         if not known:
             return None
-        counts = "position_ids" in takes and not _positions_from_mask(backbone)
-        return ThroughCache(counts, _position_padding(backbone), _longest_mask(backbone))
+        return ThroughCache(takes_positions(backbone), _position_padding(backbone), _longest_mask(backbone))
     encoder: nn.Module = backbone.get_encoder() if config.is_encoder_decoder else backbone
     modules = [module for module in encoder.modules() if _asks_registry(type(module))]
     if len(modules) != KeyValueSizes.of(config).layers:
@@ -190,10 +189,15 @@ def _position_padding(backbone: nn.Module) -> int | None:
     return None
 
 
-def _positions_from_mask(backbone: nn.Module) -> bool:
-    """Whether the table of positions counts the open places of the mask itself (OPT)."""
+def takes_positions(backbone: nn.Module) -> bool:
+    """Whether the model must be told the tokens' positions where not all begin at the first place.
+
+    Some have none (BLOOM); the table of others counts the open places of the mask itself (OPT).
+    """
+    if "position_ids" not in inspect.signature(type(backbone).forward).parameters:
+        return False
     tables = [type(module).forward for module in backbone.modules() if isinstance(module, nn.Embedding)]
-    return any("attention_mask" in inspect.signature(forward).parameters for forward in tables)
+    return not any("attention_mask" in inspect.signature(forward).parameters for forward in tables)
 
 
 def _longest_mask(backbone: nn.Module) -> float:

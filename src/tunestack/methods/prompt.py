@@ -71,7 +71,13 @@ class PromptPart(Part):
 
     @classmethod
     def after(cls, x: Tensor, y: Tensor, members: Sequence[Member]) -> Tensor:
-        """Write every slot's prompt over the embeddings y [rows, tokens, features] of its own rows."""
+        """Write every slot's prompt over the embeddings y [rows, tokens, features] of its own rows.
+
+        Rows that have no places for it are a text's later tokens, whose beginning lies in a cache.
+        """
+        members = [member for member in members if member.span.leading]
+        if not members:
+            return y
         prompts = [member.part.prompt(member.span, member.site) for member in members]
         replaced: Tensor = _ReplaceFirst.apply(y, members, *prompts)  # type: ignore[no-untyped-call]
         return replaced

@@ -65,6 +65,9 @@ def make_plan(config: SweepConfig) -> SweepPlan:
     sound = check_space(config, problems)
     for position in sound:
         _check_corners(config, position, check, task, data, problems)
+    if base is not None and data is not None:
+        limit, places = base.room_for_text(config.training.max_length), base.longest_input
+        problems.attempt(task.check_base, base, data.splits(), limit, places)
     problems.raise_if_any()
     assert data is not None  # or its problems would have been raised
     assert base is not None

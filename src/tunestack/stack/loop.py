@@ -60,7 +60,9 @@ def _train_together(
     prune: Prune,
 ) -> Iterator[Outcome]:
     """Trials that share a base, which is in memory no longer than they train."""
-    loaded = work.base.load_model(work.task.auto_class, work.task.model_config(work.base))
+    loaded = work.base.load_model(
+        work.task.auto_class_for(work.base.config), work.task.model_config(work.base)
+    )
     yield from _train_stack(Stack(work, loaded), trials, slots, notify, checkpoints, prune)
 
 
@@ -70,7 +72,7 @@ def _train_alone(
     """A trial that cannot share a base: the same loop, a stack of one on a model of its own."""
     config = work.task.model_config(work.base)
     dtype = trial.method.weights_dtype(work.base.dtype)
-    loaded = work.base.load_model(work.task.auto_class, config, dtype)
+    loaded = work.base.load_model(work.task.auto_class_for(work.base.config), config, dtype)
     stack = Stack(work, loaded, autocast=True)
     yield from _train_stack(stack, iter([trial]), 1, notify, checkpoints, prune)
 

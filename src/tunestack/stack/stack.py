@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
@@ -20,9 +20,10 @@ from tunestack.data.encode import Encoded
 from tunestack.methods.base import with_head
 from tunestack.methods.sites import Dropout, Host, SharedInputError, Span
 from tunestack.stack.events import Event, Notify, event_of
+from tunestack.stack.generation import generate
 from tunestack.stack.lanes import Lanes
 from tunestack.stack.slot import Slot, Trial
-from tunestack.tasks.base import Evaluation, Given, Task
+from tunestack.tasks.base import Decoding, Evaluation, Given, Task
 
 T = TypeVar("T")
 
@@ -167,7 +168,7 @@ class Stack:
     def _gradients(
         self, slots: Sequence[Slot], chosen: Sequence[tuple[Encoded, IntArray]], spans: Sequence[Span]
     ) -> list[float]:
-        logits = self._forward(chosen, spans)
+        logits = self._forward(chosen, spans, training=True)
         losses = []
         for slot, span, (encoded, indices) in zip(slots, spans, chosen, strict=True):
             targets = self.work.task.targets(encoded, indices).to(self.device)
@@ -177,7 +178,9 @@ class Stack:
         sum(penalties, total.sum()).backward()
         return [float(loss) for loss in total.detach().cpu()]
 
-    def _forward(self, chosen: Sequence[tuple[Encoded, IntArray]], spans: Sequence[Span]) -> Tensor:
+    def _forward(
+        self, chosen: Sequence[tuple[Encoded, IntArray]], spans: Sequence[Span], training: bool
+    ) -> Tensor:
         leading = [span.leading for span in spans]
         batch = self.work.task.batch(chosen, self.work.base.tokenizer.pad_token_id, leading)
         tokens = batch["input_ids"].shape[1]
@@ -190,8 +193,7 @@ class Stack:
         )
         there = {name: tensor.to(self.device) for name, tensor in batch.items()}
         with self._precision():
-            output = self.host.model(**self.host.arguments(there))
-        return self.work.task.logits(output)
+            return self.work.task.forward(self.host.model, self.host.arguments(there), training)
 
     def _own(self, logits: Tensor, span: Span) -> Tensor:
         """The logits of a slot's rows; of each row those of the text's own tokens."""
@@ -209,31 +211,42 @@ class Stack:
 
         Out of memory, batches are halved, down to single rows.
         """
-        outputs: list[Tensor] = []
+        return torch.cat(self._evaluated(slots, functools.partial(self._outputs, encoded=encoded)))
+
+    def generate(
+        self, slots: Sequence[Occupant], encoded: Encoded, decoding: Decoding
+    ) -> list[list[list[int]]]:
+        """What every slot writes after every row, as token ids without the last one, by slot and row."""
+        run = functools.partial(self._generate, encoded=encoded, decoding=decoding)
+        return [texts for group in self._evaluated(slots, run) for texts in group]
+
+    def _evaluated(self, slots: Sequence[Occupant], run: Callable[..., T]) -> list[T]:
+        """The slots in groups, side by side, each within its share of the tokens."""
+        outputs: list[T] = []
         left = slots
         try:
             while left:
                 groups = self._groups(left)
                 left = left[sum(map(len, groups)) :]
-                tokens = self._evaluation_tokens // len(groups)
-                evaluate = functools.partial(self._outputs, encoded=encoded, tokens=tokens)
-                outputs += [done.result() for done in self.lanes.run(evaluate, groups)]
-            return torch.cat(outputs)
+                part = functools.partial(run, tokens=self._evaluation_tokens // len(groups))
+                outputs += [done.result() for done in self.lanes.run(part, groups)]
+            return outputs
         except SharedInputError:
             self.width = 1
         except RuntimeError as error:
             if not _out_of_memory(error) or self._evaluation_tokens < 2:
                 raise
             self._evaluation_tokens //= 2
-        return self.outputs(slots, encoded)
+        return self._evaluated(slots, run)
 
     @torch.inference_mode()
     def _outputs(self, slots: Sequence[Occupant], encoded: Encoded, tokens: int) -> Tensor:
         results: Tensor | None = None
-        for indices in evaluation_batches(encoded.lengths, max(1, tokens // len(slots))):
+        sizes = self.work.task.evaluation_sizes(encoded)
+        for indices in evaluation_batches(sizes, max(1, tokens // len(slots))):
             chosen = [(encoded, indices)] * len(slots)
             spans = _spans(slots, chosen, training=False)
-            logits = self._forward(chosen, spans)
+            logits = self._forward(chosen, spans, training=False)
             kept = [self.work.task.collect(self._own(logits, span), encoded, indices).cpu() for span in spans]
             if results is None:
                 results = torch.zeros(len(slots), len(encoded), *kept[0].shape[1:])
@@ -241,6 +254,26 @@ class Stack:
         if results is None:
             raise ValueError("an empty split cannot be evaluated")
         return results
+
+    def _generate(
+        self, slots: Sequence[Occupant], encoded: Encoded, decoding: Decoding, tokens: int
+    ) -> list[list[list[int]]]:
+        beams, room = decoding.num_beams, max(1, tokens // len(slots))
+        written: list[list[list[int]]] = [[[]] * len(encoded) for _ in slots]
+        ends = self.work.base.ends(self.host.model)
+        for indices in evaluation_batches(encoded.lengths + decoding.max_new_tokens, max(1, room // beams)):
+            chosen = [(encoded, np.repeat(indices, beams))] * len(slots)
+            spans = _spans(slots, chosen, training=False)
+            batch = self.work.task.prompt_batch(
+                chosen, self.work.base.tokenizer.pad_token_id, [span.leading for span in spans]
+            )
+            there = {name: tensor.to(self.device) for name, tensor in batch.items()}
+            with self._precision():
+                texts = generate(self.host, there, spans, ends, decoding)
+            for slot, own in enumerate(np.array_split(np.arange(len(texts)), len(slots))):
+                for index, place in zip(indices, own, strict=True):
+                    written[slot][index] = texts[place]
+        return written
 
     def evaluate(self, slots: Sequence[Slot], notify: Notify) -> None:
         """Validate the slots given, in shared forwards, and record what they reached."""
@@ -268,8 +301,8 @@ class Stack:
         if slot.failure is None and slot.best_answers is not None:
             slot.restore_best()
             answers["validation"] = slot.best_answers
-            if "test" in self.work.splits:
-                answers["test"] = self.answers([slot], self.work.encoded("test", slot.max_length))[0].given
+            for split in [name for name in self.work.splits if name not in ("train", "validation")]:
+                answers[split] = self.answers([slot], self.work.encoded(split, slot.max_length))[0].given
         return Outcome(slot.trial, slot, self.host, answers, slot.seconds(), slot.failure, slot.pruned)
 
 

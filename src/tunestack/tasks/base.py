@@ -34,11 +34,27 @@ Given = NDArray[Any]
 """What was answered to the examples of a split, [examples, ...]; each task says what that is."""
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """How text is generated.
+
+    max_new_tokens: where a text ends that does not end itself. num_beams: 1 is greedy. length_penalty: beams
+    are ranked by log-probability / tokens ** length_penalty.
+    """
+
+    max_new_tokens: int
+    num_beams: int = 1
+    length_penalty: float = 1.0
+
+
 class Forwards(Protocol):
     """Who runs the model for several trials at once: a stack."""
 
     def outputs(self, slots: Sequence[Any], encoded: Encoded) -> Tensor:
         """What `Task.collect` makes of every slot's outputs: [slots, rows, ...] fp32, on the processor."""
+
+    def generate(self, slots: Sequence[Any], encoded: Encoded, decoding: Decoding) -> list[list[list[int]]]:
+        """What every slot writes after every row, as token ids, by slot and row."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +77,9 @@ class Task(ABC):
     `optional`. default_metric: what candidates are chosen by. target: what baselines learn of it, if any can.
     gives_probabilities: whether an answer is a probability of each label. reads_first_token: of models whose
     classification head reads the first token, nothing else is read. per_token: whether the model answers for
-    every token. options_class: the task's own settings. constant: what is answered without looking at the
-    text; misses: what is done to an example whose answer is not right. Both as parts of sentences.
+    every token. several_tests: whether data may name further test sets. options_class: the task's own
+    settings. constant: what is answered without looking at the text; misses: what is done to an example whose
+    answer is not right. Both as parts of sentences.
     """
 
     name: ClassVar[str]
@@ -77,6 +94,7 @@ class Task(ABC):
     gives_probabilities: ClassVar[bool] = False
     reads_first_token: ClassVar[bool] = False
     per_token: ClassVar[bool] = False
+    several_tests: ClassVar[bool] = False
     options_class: ClassVar[type[Settings]] = Settings
     constant: ClassVar[str] = "the most frequent class"
     misses: ClassVar[str] = "gets wrong"
@@ -103,11 +121,25 @@ class Task(ABC):
                 fix="Leave it out.",
             )
 
+    def check_base(self, base: Base, splits: Mapping[str, Split], max_length: int, places: int) -> None:  # noqa: B027
+        """Raise UserError for a base that cannot do this task, or examples that it cannot take.
+
+        max_length: how many tokens an example may have on it. places: how many there are places for at all.
+        """
+
     def texts(self, split: Split) -> dict[str, list[Any]]:
         """The columns that the model reads."""
         return {name: list(split[name]) for name in self.inputs if name in columns_of(split)}
 
     # The model
+
+    def auto_class_for(self, config: PretrainedConfig) -> type[_BaseAutoModelClass]:
+        """What loads the model of a base with this config."""
+        return self.auto_class
+
+    def peft_type_for(self, config: PretrainedConfig) -> TaskType:
+        """What PEFT calls the task on a base with this config."""
+        return self.peft_type
 
     def model_config(self, base: Base) -> PretrainedConfig:
         """The model's config, with this task's labels."""
@@ -129,6 +161,16 @@ class Task(ABC):
         # Padded on the right whatever the tokenizer prefers: on the left, models with a table of positions
         # would give a text other positions in other company.
         return pad(chosen, pad_id, leading=leading)
+
+    def prompt_batch(
+        self, chosen: Sequence[tuple[Encoded, IntArray]], pad_id: int, leading: Sequence[int]
+    ) -> dict[str, Tensor]:
+        """One batch of rows to go on from, for tasks that generate: padded so that all end together."""
+        return pad(chosen, pad_id, side="left", leading=leading)
+
+    def forward(self, model: Any, batch: dict[str, Any], training: bool) -> Tensor:
+        """The model's answer to a batch that parts may have changed: [rows, ...]."""
+        return self.logits(model(**batch))
 
     def logits(self, output: Any) -> Tensor:
         """The model's answer that the loss is about: [rows, ...]."""
@@ -155,6 +197,10 @@ class Task(ABC):
 
     # Answering
 
+    def evaluation_sizes(self, encoded: Encoded) -> IntArray:
+        """What each row takes in a batch of evaluation, in tokens of a text."""
+        return encoded.lengths
+
     def collect(self, logits: Tensor, encoded: Encoded, indices: IntArray) -> Tensor:
         """What evaluation keeps of the rows of one batch; the same shape for every row of the split."""
         return logits.float()
@@ -176,6 +222,10 @@ class Task(ABC):
                 loss = float(self.loss(outputs, targets, None if own is None else own.cpu()))
             found.append(Evaluation(self.answer(encoded, outputs), loss, finite))
         return found
+
+    def several(self, given: Sequence[Given]) -> NDArray[Any]:
+        """The answers of several seeds to one split, [seeds, examples, ...]."""
+        return np.stack(given)
 
     # Judging
 

@@ -10,9 +10,10 @@ from tunestack.errors import Problem, Problems, UserError, did_you_mean
 from tunestack.settings import validated
 from tunestack.tasks.base import Task
 from tunestack.tasks.classification import SequenceClassification
+from tunestack.tasks.instruction import Instruction
 from tunestack.tasks.regression import Regression
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (SequenceClassification, Regression)}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (SequenceClassification, Regression, Instruction)}
 
 
 def open_task(settings: TaskConfig, data: DataConfig, problems: Problems) -> tuple[Task, TextData | None]:
@@ -20,6 +21,9 @@ def open_task(settings: TaskConfig, data: DataConfig, problems: Problems) -> tup
     kind = problems.attempt(find_task, settings.name) or SequenceClassification
     where = f"task {kind.name}"
     options = problems.attempt(validated, kind.options_class, settings.options, where)
+    if (data.tests or data.tests_folder) and not kind.several_tests:
+        fix = "Leave it out: name one set in data.test."
+        problems.add("data.tests", expected=f"none: {kind.name} takes one test set", found="some", fix=fix)
     loaded = problems.attempt(kind.load, data, options or kind.options_class())
     return kind(loaded.label_names if loaded else ("0", "1"), options), loaded
 

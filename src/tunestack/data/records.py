@@ -1,0 +1,169 @@
+"""Instructions with their responses and gold answers: read, checked, split; with test sets of their own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+from datasets import Dataset
+
+from tunestack.config import DataConfig
+from tunestack.data.labels import is_missing
+from tunestack.data.load import TextData, read_all
+from tunestack.data.sources import Table, read_file
+from tunestack.data.split import shared_rows, split_train_validation, text_keys
+from tunestack.data.tables import check_columns, check_texts
+from tunestack.errors import Problems
+
+FIELDS = ("instruction", "input", "output", "answer")
+PROMPT = ("instruction", "input")
+_HOW = "Other names go into data.columns: {instruction: ..., output: ..., answer: ...}."
+_RESERVED = ("train", "validation", "test")
+
+
+def load_records(config: DataConfig, tests: Mapping[str, str]) -> TextData:
+    """Read, check and split records.
+
+    tests: files of further test sets, by name. The datasets have the columns `instruction`, `input` (where
+    any record has one; empty where this one has none), `output` (not in test sets), `answer` (where it is
+    judged: validation and test sets) and `row`. Raises UserError with all problems.
+    """
+    problems = Problems()
+    columns = _columns(config, problems)
+    tables = read_all(config, problems)
+    _check_names(tests, problems)
+    for name, file in tests.items():
+        with problems.collecting(f"data.tests.{name}"):
+            tables[name] = read_file(Path(file).expanduser(), config, file)
+    warnings = _drop_unjudged(tables, columns, config)
+    needed = _needed(tables)
+    rows = {
+        name: _rows(table, columns, needed[name], name in ("train", "validation"), problems)
+        for name, table in tables.items()
+    }
+    problems.raise_if_any()
+    splits = _datasets(rows)
+    if "validation" not in splits:
+        groups = [name for name in PROMPT if name in splits["train"].column_names]
+        parts = split_train_validation(
+            splits["train"], config.train_size, config.seed, groups if config.group_duplicates else None
+        )
+        splits["train"], splits["validation"] = parts
+    return TextData(
+        train=splits["train"],
+        validation=splits["validation"],
+        test=splits.get("test"),
+        label_names=(),
+        warnings=(*warnings, *_overlaps(splits)),
+        source=config.train,
+        fingerprint=_fingerprint(splits),
+        tests={name: splits[name] for name in tests},
+    )
+
+
+def _columns(config: DataConfig, problems: Problems) -> dict[str, str]:
+    """Their names for our columns."""
+    for name in config.columns.keys() - set(FIELDS):
+        expected = f"one of {', '.join(FIELDS)}"
+        problems.add("data.columns", expected=expected, found=repr(name), fix=_HOW)
+    for name in ("text", "text_pair", "label", "labels", "positive_label", "skip_bad_rows"):
+        if getattr(config, name) != DataConfig.model_fields[name].default:
+            found = str(getattr(config, name))
+            problems.add(f"data.{name}", expected="none: this task reads records", found=found, fix=_HOW)
+    return {name: config.columns.get(name, name) for name in FIELDS}
+
+
+def _check_names(tests: Mapping[str, str], problems: Problems) -> None:
+    for name in tests:
+        if name.casefold() in _RESERVED:
+            fix = "Give the set another name."
+            problems.add("data.tests", expected="a name of its own for a set", found=repr(name), fix=fix)
+
+
+def _drop_unjudged(tables: dict[str, Table], columns: Mapping[str, str], config: DataConfig) -> list[str]:
+    """Leave out a test split that came along without answers; one that was asked for must have them."""
+    if "test" not in tables or config.test is not None:
+        return []
+    table, answer = tables["test"], columns["answer"]
+    if answer in table.frame and not table.frame[answer].map(is_missing).all():
+        return []
+    del tables["test"]
+    return [f"{table.where} has no answers and is not used."]
+
+
+def _needed(tables: Mapping[str, Table]) -> dict[str, tuple[str, ...]]:
+    """The fields that every record of a split must have."""
+    needed = dict.fromkeys(tables, ("instruction", "answer"))
+    judged = () if "validation" in tables else ("answer",)  # a part of train will be validation
+    return {**needed, "train": ("instruction", "output", *judged)}
+
+
+def _rows(
+    table: Table, columns: Mapping[str, str], needed: Sequence[str], learnt: bool, problems: Problems
+) -> pd.DataFrame:
+    """The records of a split under our names; texts as they stand, answers without spaces around them."""
+    frame, where = table.frame, table.where
+    check_columns(frame, [columns[name] for name in needed], where, problems, _HOW)
+    found = {}
+    kept = [name for name in FIELDS if name in needed or name == "input" or (name == "output" and learnt)]
+    for name in kept:
+        column = columns[name]
+        if column not in frame:
+            continue
+        values = frame[column].map(_as_text)
+        if name == "input":
+            values = values.map(lambda value: "" if value is None else value)
+            others = values.map(lambda value: value or "none")  # may be empty, but not a list
+            check_texts(others, f"{where}, column {column!r}", problems)
+        elif name in needed or values.notna().any():
+            check_texts(values, f"{where}, column {column!r}", problems)
+        else:
+            continue
+        found[name] = values.map(str.strip, na_action="ignore") if name == "answer" else values
+    return pd.DataFrame({**found, "row": frame.index})
+
+
+def _as_text(value: object) -> object:
+    """Numbers and truth values, as JSON has them, as text."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int | float) and not is_missing(value) else value
+
+
+def _datasets(rows: Mapping[str, pd.DataFrame]) -> dict[str, Dataset]:
+    """All with a column `input`, or none."""
+    inputs = any("input" in frame and bool((frame["input"] != "").any()) for frame in rows.values())
+    datasets = {}
+    for name, frame in rows.items():
+        own = frame.drop(columns="input", errors="ignore")
+        if inputs:
+            own["input"] = frame.get("input", "")
+        datasets[name] = Dataset.from_dict({column: own[column].tolist() for column in own})
+    return datasets
+
+
+def _overlaps(splits: Mapping[str, Dataset]) -> list[str]:
+    """Sentences on prompts that stand in the training data too."""
+    keys = {
+        name: text_keys(split.to_pandas(), [column for column in PROMPT if column in split.column_names])
+        for name, split in splits.items()
+    }
+    counts = {name: shared_rows(own, keys["train"]) for name, own in keys.items() if name != "train"}
+    return [
+        f"{count:,} of {len(keys[name]):,} {name} records have an instruction that is also in train: "
+        "scores on them reward memory."
+        for name, count in counts.items()
+        if count
+    ]
+
+
+def _fingerprint(splits: Mapping[str, Dataset]) -> str:
+    digest = hashlib.sha256()
+    for name, split in splits.items():
+        digest.update(json.dumps([name, split.column_names, split.num_rows]).encode())
+        for record in split:
+            digest.update(json.dumps(record).encode())
+    return digest.hexdigest()
