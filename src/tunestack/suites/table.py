@@ -73,7 +73,7 @@ def _row(name: str, members: Sequence[Member], found: Mapping[str, Results]) -> 
 
 def _cell(candidate: Candidate, scores: Sequence[Score]) -> SuiteCell | None:
     """None where a score is missing."""
-    splits = {"validation": candidate.validation, "test": candidate.test}
+    splits = {"validation": candidate.validation, "test": candidate.test, **candidate.tests}
     summaries = [splits.get(one.split, {}).get(one.metric) for one in scores]
     known = [summary for summary in summaries if summary is not None]
     if len(known) < len(summaries):
@@ -93,9 +93,8 @@ def _seed_values(candidate: Candidate, scores: Sequence[Score]) -> list[float]:
     """The mean of a task's scores, for every seed that finished."""
     values = []
     for seed in candidate.seeds:
-        splits = [getattr(seed, one.split) for one in scores]
-        if all(split is not None for split in splits):
-            values.append(
-                float(np.mean([s.metrics[one.metric] for s, one in zip(splits, scores, strict=True)]))
-            )
+        reached = [(seed.on(one.split), one.metric) for one in scores]
+        known = [split.metrics[metric] for split, metric in reached if split is not None]
+        if len(known) == len(scores):
+            values.append(float(np.mean(known)))
     return values
