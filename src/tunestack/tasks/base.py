@@ -160,10 +160,6 @@ class Task(ABC):
         # would give a text other positions in other company.
         return pad(chosen, pad_id, leading=leading)
 
-    def forward(self, model: Any, batch: dict[str, Any], training: bool) -> Tensor:
-        """The model's answer to a batch that parts may have changed: [rows, ...]."""
-        return self.logits(model(**batch))
-
     def prompt_batch(
         self, chosen: Sequence[tuple[Encoded, IntArray]], pad_id: int, leading: Sequence[int]
     ) -> dict[str, Tensor]:
