@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, set_peft_model_state_dict
-from transformers import AutoModelForSeq2SeqLM, T5EncoderModel, get_scheduler
+from transformers import T5EncoderModel, get_scheduler
 
 import runs
 import tiny
@@ -19,10 +18,10 @@ import tunestack
 from tunestack.bases import Base
 from tunestack.comparison.plan import make_plan
 from tunestack.config import CompareConfig, DataConfig, TrainingConfig
-from tunestack.entries import BaseCheck, method_config
+from tunestack.entries import BaseCheck, entry_training, method_config
 from tunestack.errors import UserError
 from tunestack.methods.registry import find_method
-from tunestack.settings import validated
+from tunestack.settings import read_yaml, validated
 from tunestack.stack.slot import Slot, Trial
 from tunestack.stack.stack import Stack, Workload
 from tunestack.tasks.text_to_text import NOTHING, TextToText, TextToTextOptions
@@ -435,15 +434,28 @@ def test_a_plan_names_what_is_wrong_with_base_and_labels(separable: Path) -> Non
     assert "encoder-decoder" in told
 
 
+def test_the_recipe_has_the_settings_of_the_walk_through() -> None:
+    path = Path(__file__).parent.parent / "recipes" / "twitter_complaints_mt0.yaml"
+    config = validated(CompareConfig, read_yaml(path))
+    options = validated(TextToTextOptions, config.task.options)
+    assert options.prompt.format(text="Hi") == "Tweet text : Hi Label : "
+    lora = config.methods[-1]
+    assert (config.task.name, lora.config) == (
+        TextToText.name,
+        {"r": 8, "lora_alpha": 32, "lora_dropout": 0.1},
+    )
+    training = entry_training(config.training, "lora", lora.config, lora.training, "methods.2")
+    assert (training.learning_rate, training.batch_size, training.epochs) == (1e-3, 8, 3)
+    assert training.lr_scheduler_type == "linear"
+
+
 def test_the_published_number_of_trained_parameters(tmp_path: Path) -> None:
     """PEFT's walk-through on mt0-large: 2,359,296; with its head apart from the embeddings 1,231,940,608."""
     sizes = {"d_model": 1024, "d_kv": 64, "d_ff": 2816, "num_layers": 24, "num_decoder_layers": 24}
     base = open_base(tmp_path, "mt5", **sizes, num_heads=16, vocab_size=250_112)
     check = BaseCheck(base, TextToText(["complaint", "no complaint"]))
     config = method_config(find_method("lora"), {"r": 8, "lora_alpha": 32, "lora_dropout": 0.1}, check)
-    model = copy.copy(check.skeleton)
-    theirs = get_peft_model(model, config)
+    theirs = get_peft_model(check.skeleton, config)
     trained, every = theirs.get_nb_trainable_parameters()
     assert trained == 2_359_296
     assert every + 250_112 * 1024 == 1_231_940_608
-    assert AutoModelForSeq2SeqLM is TextToText.auto_class
