@@ -93,7 +93,7 @@ def _seed_values(candidate: Candidate, scores: Sequence[Score]) -> list[float]:
     """The mean of a task's scores, for every seed that finished."""
     values = []
     for seed in candidate.seeds:
-        reached = [(seed.on(one.split), one.metric) for one in scores]
+        reached = [(seed.scores.get(one.split), one.metric) for one in scores]
         known = [split.metrics[metric] for split, metric in reached if split is not None]
         if len(known) == len(scores):
             values.append(float(np.mean(known)))
