@@ -17,6 +17,8 @@ from tunestack.errors import Problem, Problems, UserError
 from tunestack.files import replacing, why_not_writable
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from tunestack.bases import Base
     from tunestack.methods.base import Method
     from tunestack.stack.stack import Stack
@@ -74,6 +76,8 @@ class Predictor(ABC):
                 shown = f"{others[0]}, and {len(others) - 1} more"
                 problems.add(name, expected="texts", found=shown, fix="Leave them out, or make them texts.")
         names = list(self._columns(None))
+        if pairs is None and names[-1] in self.task.blank:
+            names = names[:1]
         wanted = len(texts) if len(names) > 1 else None
         found = None if pairs is None else len(pairs)
         if wanted != found and not problems:
@@ -108,7 +112,7 @@ class Predictor(ABC):
 
         _check_target(source, target, overwrite)
         wanted = self._columns({"text": text, "text_pair": text_pair})
-        columns = list(wanted.values())
+        columns = [column for name, column in wanted.items() if name not in self.task.blank]
         options = " and ".join(f"--{name.replace('_', '-')}" for name in wanted)
         check_rows(source, columns, f"Choose with {options} (in Python {'=, '.join(wanted)}=).")
         chunks = iter_rows(source, columns, chunk_rows)
@@ -116,7 +120,7 @@ class Predictor(ABC):
         with replacing(target) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             for frame in chunks:
-                split = {name: list(frame[column]) for name, column in wanted.items()}
+                split = {name: _column(frame, column) for name, column in wanted.items()}
                 told = self.task.told(split, self.answers(split))
                 if not done:
                     kept = [name for name in frame.columns if name not in told]
@@ -133,7 +137,9 @@ class Predictor(ABC):
         own = {"text": self.description.text, "text_pair": self.description.text_pair}
         known = {**own, **self.description.columns}
         names = [
-            name for name in self.task.inputs if name not in self.task.optional or known.get(name) is not None
+            name
+            for name in self.task.inputs
+            if name not in self.task.optional or name in self.task.blank or known.get(name) is not None
         ]
         others = {name: column for name, column in (given or {}).items() if column is not None}
         if "text_pair" in others and "text_pair" not in names:
@@ -141,6 +147,11 @@ class Predictor(ABC):
             fix = "Leave it out."
             raise UserError(Problem("text_pair", "none: it was trained on single texts", found, fix))
         return {name: others.get(name) or known.get(name) or name for name in names}
+
+
+def _column(frame: pd.DataFrame, name: str) -> list[Any]:
+    """The values of a column; empty texts where there is none."""
+    return ["" if value is None else value for value in frame[name]] if name in frame else [""] * len(frame)
 
 
 def _written(value: Any) -> Any:
