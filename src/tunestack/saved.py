@@ -18,6 +18,8 @@ from tunestack.errors import Problem, Problems, UserError
 from tunestack.files import replacing, why_not_writable
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from tunestack.bases import Base
     from tunestack.data.encode import Encoded
     from tunestack.methods.base import Method
@@ -92,6 +94,8 @@ class Predictor(ABC):
                 shown = f"{others[0]}, and {len(others) - 1} more"
                 problems.add(name, expected="texts", found=shown, fix="Leave them out, or make them texts.")
         names = list(self._columns())
+        if pairs is None and names[-1] in self.task.blank:
+            names = names[:1]
         wanted = len(texts) if len(names) > 1 else None
         found = None if pairs is None else len(pairs)
         if wanted != found and not problems:
@@ -126,7 +130,7 @@ class Predictor(ABC):
 
         _check_target(source, target, overwrite)
         wanted = self._columns(text, text_pair)
-        columns = list(wanted.values())
+        columns = [column for name, column in wanted.items() if name not in self.task.blank]
         ours = ("text", "text_pair")[: len(wanted)]
         options = " and ".join(f"--{name.replace('_', '-')}" for name in ours)
         words = self.task.reads_words
@@ -137,7 +141,7 @@ class Predictor(ABC):
         with replacing(target) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             for frame in chunks:
-                split = {name: list(frame[column]) for name, column in wanted.items()}
+                split = {name: _column(frame, column) for name, column in wanted.items()}
                 told = self.task.told(split, self.answers(split))
                 if not done:
                     kept = [name for name in frame.columns if name not in told]
@@ -162,6 +166,11 @@ class Predictor(ABC):
 
 def _kept(value: Any) -> Any:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
+
+
+def _column(frame: pd.DataFrame, name: str) -> list[Any]:
+    """The values of a column; empty texts where there is none."""
+    return ["" if value is None else value for value in frame[name]] if name in frame else [""] * len(frame)
 
 
 def _written(value: Any) -> Any:

@@ -113,24 +113,27 @@ def _rows(
         column = columns[name]
         if column not in frame:
             continue
-        values = frame[column].map(_as_text)
+        values = [_as_text(value) for value in frame[column]]
         if name == "input":
-            values = values.map(lambda value: "" if value is None else value)
-            others = values.map(lambda value: value or "none")  # may be empty, but not a list
-            check_texts(others, f"{where}, column {column!r}", problems)
-        elif name in needed or values.notna().any():
-            check_texts(values, f"{where}, column {column!r}", problems)
-        else:
+            values = ["" if value is None else value for value in values]
+        elif name not in needed and all(value is None for value in values):
             continue
-        found[name] = values.map(str.strip, na_action="ignore") if name == "answer" else values
+        # An input may be empty, but no list of several.
+        texts = [value or "none" for value in values] if name == "input" else values
+        check_texts(pd.Series(texts, frame.index, dtype=object), f"{where}, column {column!r}", problems)
+        found[name] = [
+            value.strip() if name == "answer" and isinstance(value, str) else value for value in values
+        ]
     return pd.DataFrame({**found, "row": frame.index})
 
 
 def _as_text(value: object) -> object:
-    """Numbers and truth values, as JSON has them, as text."""
+    """Numbers and truth values, as JSON has them, as text; what is missing as None."""
+    if is_missing(value):
+        return None
     if isinstance(value, bool):
         return str(value).lower()
-    return str(value) if isinstance(value, int | float) and not is_missing(value) else value
+    return str(value) if isinstance(value, int | float) else value
 
 
 def _datasets(rows: Mapping[str, pd.DataFrame]) -> dict[str, Dataset]:

@@ -74,7 +74,8 @@ class Task(ABC):
 
     name: what users type. summary: what it is, in a few words. title: what the model is asked to do, for
     sentences. inputs: the columns of a split that the model reads; those that may be missing stand in
-    `optional`. default_metric: what candidates are chosen by. target: what baselines learn of it, if any can.
+    `optional`, those that may be empty in a row too in `blank`. default_metric: what candidates are
+    chosen by. target: what baselines learn of it, if any can.
     gives_probabilities: whether an answer is a probability of each label. reads_first_token: of models whose
     classification head reads the first token, nothing else is read. has_head: whether the model has modules
     that a base lacks, which every trial draws and trains whole. per_token: whether the model answers for
@@ -92,6 +93,7 @@ class Task(ABC):
     peft_type: ClassVar[TaskType]
     inputs: ClassVar[tuple[str, ...]] = ("text", "text_pair")
     optional: ClassVar[tuple[str, ...]] = ("text_pair",)
+    blank: ClassVar[tuple[str, ...]] = ()
     default_metric: ClassVar[str]
     target: ClassVar[Literal["classes", "numbers", "flags"] | None] = None
     gives_probabilities: ClassVar[bool] = False
@@ -136,10 +138,13 @@ class Task(ABC):
         """
         named = dict(zip(cls.inputs, (None if text == "text" else text, text_pair)))
         named = {**named, **columns}
-        wanted = [name for name in cls.inputs if name not in cls.optional or named.get(name)]
+        always = [name for name in cls.inputs if name not in cls.optional or name in cls.blank]
+        wanted = [name for name in cls.inputs if name in always or named.get(name)]
         return {name: named.get(name) or name for name in wanted}
 
-    def check_base(self, base: Base, splits: Mapping[str, Split], max_length: int, places: int) -> None:  # noqa: B027
+    def check_base(  # noqa: B027 - most need nothing beyond the model's class
+        self, base: Base, splits: Mapping[str, Split], max_length: int, places: int
+    ) -> None:
         """Raise UserError for a base that cannot do this task, or examples that it cannot take.
 
         max_length: how many tokens an example may have on it. places: how many there are places for at all.

@@ -119,6 +119,7 @@ class Instruction(Task):
     peft_type = TaskType.CAUSAL_LM
     inputs = ("instruction", "input")
     optional = ("input",)
+    blank = ("input",)
     default_metric = "accuracy"
     has_head = False
     several_tests = True
