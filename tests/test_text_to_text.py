@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from tunestack.comparison.plan import make_plan
 from tunestack.config import CompareConfig, DataConfig, TrainingConfig
 from tunestack.entries import BaseCheck, entry_training, method_config
 from tunestack.errors import UserError
+from tunestack.export.folder import Options, export_candidate
 from tunestack.methods.base import read_tensors
 from tunestack.methods.registry import find_method
 from tunestack.saved import Seat
@@ -426,7 +428,7 @@ def separable(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_comparison_learns_beside_baselines(separable: Path) -> None:
+def test_a_comparison_learns_beside_baselines(separable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = runs.settings(
         separable,
         task={"name": "text-to-text", "prompt": "{text} :", "label_texts": {"urgent": "now"}},
@@ -455,6 +457,18 @@ def test_a_comparison_learns_beside_baselines(separable: Path) -> None:
         predictor = tunestack.load(Path(values["output"]) / seed.adapter_path, device="cpu")
         np.testing.assert_allclose(predictor.predict_proba(list(test["text"])), saved, atol=1e-5)
         assert predictor.predict(["sea west", "fire north"]) == ["calm", "urgent"]
+        for merge in sorted({False, name == "lora"}):
+            out = separable / f"{name}-{merge}"
+            export_candidate(values["output"], out, candidate=name, options=Options(merge=merge))
+            page = (out / "README.md").read_text(encoding="utf-8")
+            (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+            monkeypatch.chdir(out)
+            found: dict[str, Any] = {}
+            exec(code.replace('"PATH/TO/saved-t5"', repr(str(separable / "saved-t5"))), found)
+            kind = "T5ForConditionalGeneration" if merge or name == "full" else "PeftModelForSeq2SeqLM"
+            assert type(found["model"]).__name__ == kind
+            shipped = tunestack.load(out, device="cpu")
+            np.testing.assert_allclose(shipped.predict_proba(list(test["text"])), saved, atol=1e-4)
 
 
 def test_a_plan_names_what_is_wrong_with_base_and_labels(separable: Path) -> None:
