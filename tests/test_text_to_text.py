@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model, set_peft_model_state_dict
+from peft import (
+    LoraConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    TaskType,
+    get_peft_model,
+    set_peft_model_state_dict,
+)
 from transformers import T5EncoderModel, get_scheduler
 
 import runs
@@ -20,7 +28,10 @@ from tunestack.comparison.plan import make_plan
 from tunestack.config import CompareConfig, DataConfig, TrainingConfig
 from tunestack.entries import BaseCheck, entry_training, method_config
 from tunestack.errors import UserError
+from tunestack.export.folder import Options, export_candidate
+from tunestack.methods.base import read_tensors
 from tunestack.methods.registry import find_method
+from tunestack.saved import Seat
 from tunestack.settings import read_yaml, validated
 from tunestack.stack.slot import Slot, Trial
 from tunestack.stack.stack import Stack, Workload
@@ -254,6 +265,36 @@ def test_adapters_load_in_plain_peft(tmp_path: Path, kind: str, method: str, fie
     assert model.active_peft_config.task_type == TaskType.SEQ_2_SEQ_LM
     assert not model.active_peft_config.to_dict().get("modules_to_save")
     torch.testing.assert_close(ours, scores_in_a_loop(model, work), rtol=1e-4, atol=1e-3)
+    if slot.trial.method.stacks:
+        stack.close(slot)
+        torch.testing.assert_close(scores_of_saved(stack, method, tmp_path / "adapter"), ours)
+    if slot.trial.method.merges:
+        merged = slot.trial.method.merge(tmp_path / "adapter", plain_model(work))
+        torch.testing.assert_close(ours, scores_in_a_loop(merged, work), rtol=1e-4, atol=1e-3)
+
+
+def scores_of_saved(stack: Stack, method: str, folder: Path) -> torch.Tensor:
+    """What an adapter's files answer, read anew."""
+    own = find_method(method)
+    config = own.read_config(folder)
+    own.check(config, stack.host.model)
+    adapter = own.attach(config, stack.host, 99, seed=0)
+    adapter.load(read_tensors(folder))
+    return own_scores(stack, Seat(99, adapter.virtual_tokens))
+
+
+@pytest.mark.parametrize("layers", [2, 3])
+def test_prefixes_that_peft_trained_are_read_as_it_reads_them(tmp_path: Path, layers: int) -> None:
+    """It has half as many entries as it takes: layers share some."""
+    work = workload(open_base(tmp_path, "t5", num_layers=layers, num_decoder_layers=layers))
+    config = PrefixTuningConfig(
+        task_type=TaskType.SEQ_2_SEQ_LM, num_virtual_tokens=3, token_dim=24, num_attention_heads=4
+    )
+    model = get_peft_model(plain_model(work), config).eval()
+    assert model.active_peft_config.num_layers == layers
+    model.save_pretrained(tmp_path / "adapter")
+    saved = scores_of_saved(open_stack(work), "p-tuning-v2", tmp_path / "adapter")
+    torch.testing.assert_close(saved, scores_in_a_loop(model, work), rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("method", ["lora", "prefix", "prompt"])
@@ -387,7 +428,7 @@ def separable(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_comparison_learns_beside_baselines(separable: Path) -> None:
+def test_a_comparison_learns_beside_baselines(separable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = runs.settings(
         separable,
         task={"name": "text-to-text", "prompt": "{text} :", "label_texts": {"urgent": "now"}},
@@ -416,6 +457,18 @@ def test_a_comparison_learns_beside_baselines(separable: Path) -> None:
         predictor = tunestack.load(Path(values["output"]) / seed.adapter_path, device="cpu")
         np.testing.assert_allclose(predictor.predict_proba(list(test["text"])), saved, atol=1e-5)
         assert predictor.predict(["sea west", "fire north"]) == ["calm", "urgent"]
+        for merge in sorted({False, name == "lora"}):
+            out = separable / f"{name}-{merge}"
+            export_candidate(values["output"], out, candidate=name, options=Options(merge=merge))
+            page = (out / "README.md").read_text(encoding="utf-8")
+            (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+            monkeypatch.chdir(out)
+            found: dict[str, Any] = {}
+            exec(code.replace('"PATH/TO/saved-t5"', repr(str(separable / "saved-t5"))), found)
+            kind = "T5ForConditionalGeneration" if merge or name == "full" else "PeftModelForSeq2SeqLM"
+            assert type(found["model"]).__name__ == kind
+            shipped = tunestack.load(out, device="cpu")
+            np.testing.assert_allclose(shipped.predict_proba(list(test["text"])), saved, atol=1e-4)
 
 
 def test_a_plan_names_what_is_wrong_with_base_and_labels(separable: Path) -> None:

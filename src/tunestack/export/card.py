@@ -50,6 +50,8 @@ def write_card(path: Path, choice: Choice, shipment: Shipment, license: str | No
     import jinja2
     from huggingface_hub import ModelCard
 
+    from tunestack.tasks.registry import make_task
+
     title = _title(choice, shipment)
     trained_on = (choice.description or shipment.description).base
     base = base_name(shipment.description)
@@ -69,6 +71,7 @@ def write_card(path: Path, choice: Choice, shipment: Shipment, license: str | No
         shipment=shipment,
         description=shipment.description,
         labels=shipment.description.label_names,
+        task=make_task(shipment.description.task, shipment.description.label_names),
         method=method,
         summary=summary,
         results=results,
