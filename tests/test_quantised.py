@@ -25,13 +25,16 @@ from tunestack.bases import Base, quantised
 from tunestack.bases.quantised import QuantisedLinear, parameters_in, plain_weight
 from tunestack.bases.sources import byte_tokenizer
 from tunestack.cli.app import app
-from tunestack.config import BaseConfig
+from tunestack.comparison.costs import _measure_method
+from tunestack.comparison.plan import MethodCandidate, make_plan
+from tunestack.config import BaseConfig, CompareConfig
 from tunestack.errors import UserError
 from tunestack.export.folder import Options, export_candidate
 from tunestack.methods.base import read_tensors
 from tunestack.methods.sites import Host
 from tunestack.results import Candidate, Results
 from tunestack.saved import Seat
+from tunestack.settings import read_yaml, validated
 from tunestack.stack.slot import Slot, Trial
 from tunestack.stack.stack import Stack
 
@@ -469,12 +472,7 @@ def run(tiny_data: Path) -> Path:
     folder = tiny_data / "quantised"
     (plain,) = runs.settings(tiny_data)["bases"]
     bases = [plain, {**plain, "quantize": "nf4"}, {**plain, "quantize": "int8"}]
-    values = {
-        "bases": bases,
-        "methods": ["lora", "linear-probe"],
-        "output": str(folder),
-        "measure_costs": True,
-    }
+    values = {"bases": bases, "methods": ["lora", "linear-probe"], "output": str(folder)}
     runs.compare(runs.settings(tiny_data, **values, seeds=1))
     return folder
 
@@ -486,12 +484,14 @@ def candidate(run: Path, mode: str | None, method: str = "lora") -> Candidate:
 
 def test_one_base_in_several_ways_stands_in_one_comparison_with_its_costs(run: Path) -> None:
     assert len(Results.load(run / "results.json").candidates) == 6
-    plain, four, eight = (candidate(run, mode).costs for mode in (None, "nf4", "int8"))
-    assert plain is not None
-    assert four is not None
-    assert eight is not None
-    assert plain.total_parameters == four.total_parameters == eight.total_parameters
-    assert all(costs.peak_memory_bytes and costs.seconds_per_step for costs in (plain, four, eight))
+    plan = make_plan(validated(CompareConfig, read_yaml(run / "config.yaml")))
+    chosen = [one for one in plan.candidates if isinstance(one, MethodCandidate)]
+    costs = [_measure_method(plan, one) for one in chosen]
+    assert [one.name for one in chosen] == ["saved-bert lora", "saved-bert nf4 lora", "saved-bert int8 lora"]
+    assert (
+        len({one.total_parameters for one in costs}) == len({one.trainable_parameters for one in costs}) == 1
+    )
+    assert all(one.peak_memory_bytes is not None and one.seconds_per_step for one in costs)
 
 
 @pytest.mark.parametrize("method", ["lora", "linear-probe"])
