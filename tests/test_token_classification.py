@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -21,7 +22,8 @@ from transformers import AutoModelForTokenClassification, PreTrainedTokenizerFas
 
 import oracle
 import tiny
-from task_samples import TAGGED
+import tunestack
+from task_samples import SAMPLES, TAGGED
 from tunestack.comparison.statistics import summarize
 from tunestack.config import DataConfig
 from tunestack.data import TextData
@@ -509,3 +511,66 @@ def test_a_whole_model_names_its_tags(tmp_path: Path) -> None:
     loaded.model.save_pretrained(tmp_path / "whole")
     again = AutoModelForTokenClassification.from_pretrained(tmp_path / "whole")
     assert again.config.id2label == dict(enumerate(tiny.TAGS))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A comparison of one adapter."""
+    folder = tmp_path_factory.mktemp("run")
+    base = tiny.save_base(folder, "bert")
+    given = SAMPLES["token-classification"].write(folder)["data"]
+    tunestack.compare(
+        given.pop("train"),
+        task="token-classification",
+        bases={"model": str(base), "dtype": "float32", "device_map": "cpu"},
+        methods=["lora"],
+        seeds=1,
+        training={"epochs": 1, "learning_rate": 5e-3, "max_length": 14},
+        measure_costs=False,
+        output=folder / "run",
+        progress=False,
+        **given,
+    )
+    return folder / "run"
+
+
+def test_words_text_and_conll_files_are_predicted_alike(run: Path, tmp_path: Path) -> None:
+    sentences = TAGGED["test"]["tokens"]
+    predictor = tunestack.load(run)
+    expected = predictor.predict(sentences)
+    assert predictor.predict([" ".join(words) for words in sentences]) == expected
+    assert [len(tags.split()) for tags in expected] == [len(words) for words in sentences]
+    files = {
+        "lists.jsonl": "".join(json.dumps({"tokens": words, "id": [7]}) + "\n" for words in sentences),
+        "text.csv": "tokens\n" + "".join(" ".join(words) + "\n" for words in sentences),
+        "words.conll": "".join("\n".join(words) + "\n\n" for words in sentences),
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+        target = tmp_path / f"{name}.csv"
+        assert list(predictor.predict_file(tmp_path / name, target)) == [len(sentences)]
+        frame = pd.read_csv(target, dtype=str, keep_default_na=False)
+        assert frame["prediction"].tolist() == expected
+        kept = [value if name == "text.csv" else " ".join(json.loads(value)) for value in frame["tokens"]]
+        assert kept == [" ".join(words) for words in sentences]
+        assert all(isinstance(json.loads(entities), list) for entities in frame["entities"])
+
+
+def test_what_cannot_be_predicted_is_told(run: Path, tmp_path: Path) -> None:
+    predictor = tunestack.load(run)
+    with pytest.raises(UserError, match="expected texts, found 5 at place 1"):
+        predictor.predict([["a"], 5])  # type: ignore[list-item]
+    path = write(tmp_path / "bad.jsonl", [{"tokens": ["a"]}, {"tokens": []}, {"tokens": ["a", None]}])
+    with pytest.raises(UserError) as error:
+        predictor.predict_file(path, tmp_path / "out.csv").__next__()
+    assert "no value in 1 of 3 rows: 1 " in str(error.value)
+    assert "a list with no value in 1 of 3 rows: 2 " in str(error.value)
+
+
+def test_the_report_says_how_many_sentences_have_several_rows(run: Path) -> None:
+    results = json.loads((run / "results.json").read_text())
+    base = tiny.open_base(results["candidates"][0]["base"])
+    task = TokenClassification(tiny.TAGS)
+    long = sum(task.encode(base, split, 14).truncated for split in TAGGED.values())
+    assert long > 0
+    assert any(f"{long} texts are read in rows of 14 tokens" in said for said in results["data"]["warnings"])
