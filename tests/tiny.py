@@ -78,6 +78,40 @@ def texts(count: int, seed: int, longest: int = 12) -> dict[str, list[Any]]:
     return rows
 
 
+FLAG_NAMES = ("a", "b", "e")
+
+
+def flagged(given: list[str]) -> dict[str, list[Any]]:
+    """The texts, flagged by which of `FLAG_NAMES` are frequent letters of theirs."""
+    flags = [[int(text.count(letter) > len(text) / 9) for letter in FLAG_NAMES] for text in given]
+    return {"text": given, "label": flags}
+
+
+def flag_names(split: dict[str, list[Any]]) -> list[list[str]]:
+    """The flags of every row by their names."""
+    return [[name for name, flag in zip(FLAG_NAMES, row) if flag] for row in split["label"]]
+
+
+TAGS = ("B-A", "B-D", "I-A", "O")
+
+
+def tagged(count: int, seed: int) -> dict[str, list[Any]]:
+    """Sentences whose words are tagged by their first letters; the longest have a dozen words."""
+    tokens = [text.split() for text in texts(count, seed)["text"]]
+    tags = []
+    for words in tokens:
+        kinds = ["A" if word[0] in "ab" else "D" if word[0] == "d" else None for word in words]
+        before = [None, *kinds]
+        parts = ["I" if kind == last == "A" else "B" for kind, last in zip(kinds, before)]
+        tags.append([TAGS.index(f"{p}-{k}" if k else "O") for p, k in zip(parts, kinds, strict=True)])
+    return {"tokens": tokens, "tags": tags}
+
+
+def tag_names(split: dict[str, list[Any]]) -> list[list[str]]:
+    """The tags of every row by their names."""
+    return [[TAGS[tag] for tag in row] for row in split["tags"]]
+
+
 def questions(count: int, seed: int) -> dict[str, list[Any]]:
     """Which word stands behind the letter that is asked for? One in four asks for one that is not there."""
     random = np.random.default_rng(seed)

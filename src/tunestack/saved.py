@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -77,6 +78,7 @@ class Predictor(ABC):
     def _split(self, texts: Sequence[str], pairs: Sequence[str] | None) -> dict[str, Any]:
         """One or two columns of texts, as the task calls them. Raises UserError where they are no texts."""
         problems = Problems()
+        accepted = (str, list) if self.task.reads_words else str
         for name, given in (("texts", texts), ("pairs", pairs)):
             if isinstance(given, str):
                 problems.add(name, expected="a list of texts", found="a single text", fix="Put it in a list.")
@@ -84,7 +86,7 @@ class Predictor(ABC):
             others = [
                 f"{text!r} at place {place}"
                 for place, text in enumerate(() if given is None else given)
-                if not isinstance(text, str)
+                if not isinstance(text, accepted)
             ]
             if others:
                 shown = f"{others[0]}, and {len(others) - 1} more"
@@ -127,8 +129,10 @@ class Predictor(ABC):
         columns = list(wanted.values())
         ours = ("text", "text_pair")[: len(wanted)]
         options = " and ".join(f"--{name.replace('_', '-')}" for name in ours)
-        check_rows(source, columns, f"Choose with {options} (in Python {'=, '.join(ours)}=).")
-        chunks = iter_rows(source, columns, chunk_rows)
+        words = self.task.reads_words
+        how = f"Choose with {options} (in Python {'=, '.join(ours)}=)."
+        check_rows(source, columns, how, words=words)
+        chunks = iter_rows(source, columns, chunk_rows, words)
         done = 0
         with replacing(target) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
@@ -141,7 +145,7 @@ class Predictor(ABC):
                 others = frame.reindex(columns=kept).astype(object)  # a column may end before the file does
                 values = others.where(others.notna(), "").to_numpy()
                 for row, answer in zip(values, zip(*told.values(), strict=True), strict=True):
-                    writer.writerow([*row, *map(_written, answer)])
+                    writer.writerow([*map(_kept, row), *map(_written, answer)])
                 done += len(frame)
                 yield done
 
@@ -154,6 +158,10 @@ class Predictor(ABC):
             fix = "Leave it out."
             raise UserError(Problem("text_pair", "none: it was trained on single texts", found, fix))
         return {name: given or known[name] for name, given in zip(known, (text, text_pair))}
+
+
+def _kept(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
 
 
 def _written(value: Any) -> Any:
@@ -192,7 +200,7 @@ class _BaselinePredictor(Predictor):
 
     def answers(self, split: Split) -> Given:
         """Answers to at least one example, as the task has them."""
-        result: Given = self._fitted.probabilities(list(split["text"]), split.get("text_pair"))
+        result: Given = self._fitted.answers(list(split["text"]), split.get("text_pair"))
         return result
 
 

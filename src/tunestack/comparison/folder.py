@@ -129,9 +129,8 @@ class RunFolder:
 
     def answers(self, result: SeedResult, split: str) -> Given:
         """What a finished trial answered, as saved: [examples, ...]."""
-        scores = result.on(split)
-        assert scores is not None
-        frame = pd.read_csv(self.path / scores.predictions_path, dtype=str, keep_default_na=False)
+        path = self.path / result.scores[split].predictions_path
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
         return self.plan.task.read(frame)
 
     def costs(self, name: str) -> Costs | None:

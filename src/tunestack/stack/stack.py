@@ -17,6 +17,7 @@ from tunestack.bases import Base
 from tunestack.bases.base import LoadedModel, keep_first_token
 from tunestack.data.batches import evaluation_batches
 from tunestack.data.encode import Encoded
+from tunestack.errors import Problem, UserError
 from tunestack.methods.base import with_head
 from tunestack.methods.sites import Dropout, Host, SharedInputError, Span
 from tunestack.stack.events import Event, Notify, event_of
@@ -85,6 +86,8 @@ class Stack:
 
     def __init__(self, work: Workload, loaded: LoadedModel, autocast: bool = False) -> None:
         self.work = work
+        if loaded.fresh and not work.task.has_head:
+            raise _lacks(work.base, sorted(loaded.fresh))
         if work.task.reads_first_token:
             keep_first_token(loaded.model)
         self.host = Host(loaded.model, loaded.head, loaded.fresh, work.base.tokenizer)
@@ -190,7 +193,11 @@ class Stack:
         tokens = batch["input_ids"].shape[1]
         self.host.rows.set(
             [
-                replace(span, padding=tokens - span.leading - int(encoded.lengths[indices].max()))
+                replace(
+                    span,
+                    padding=tokens - span.leading - int(encoded.lengths[indices].max()),
+                    tokens=tokens,
+                )
                 for span, (encoded, indices) in zip(spans, chosen, strict=True)
             ],
             tokens,
@@ -329,6 +336,12 @@ def _spans(
     return [
         slot.span(stop - count, stop, training) for slot, stop, count in zip(slots, ends, rows, strict=True)
     ]
+
+
+def _lacks(base: Base, modules: Sequence[str]) -> UserError:
+    """The error for a base of which more is missing than a head."""
+    found = f"none for {len(modules)} modules, such as {modules[0]}"
+    return UserError(Problem(base.name, "weights of the whole model", found, "Choose another base."))
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -75,9 +76,13 @@ class Task(ABC):
     sentences. inputs: the columns of a split that the model reads; those that may be missing stand in
     `optional`. default_metric: what candidates are chosen by. target: what baselines learn of it, if any can.
     gives_probabilities: whether an answer is a probability of each label. reads_first_token: of models whose
-    classification head reads the first token, nothing else is read. per_token: whether the model answers for
+    classification head reads the first token, nothing else is read. has_head: whether the model has modules
+    that a base lacks, which every trial draws and trains whole. per_token: whether the model answers for
     every token. ranks: whether there are several answers to an example, `n_best`. several_tests: whether data
-    may name further test sets. options_class: the task's own settings.
+    may name further test sets. reads_words: whether a text may be given as the list of its words. long_texts:
+    what is done to those longer than max_length, in words before "N tokens". options_class: the task's own
+    settings. constant: what is answered without looking at the text; misses: what is done to an example whose
+    answer is not right. Both as parts of sentences.
     """
 
     name: ClassVar[str]
@@ -91,10 +96,15 @@ class Task(ABC):
     target: ClassVar[Literal["classes", "numbers", "flags"] | None] = None
     gives_probabilities: ClassVar[bool] = False
     reads_first_token: ClassVar[bool] = False
+    has_head: ClassVar[bool] = True
     per_token: ClassVar[bool] = False
+    reads_words: ClassVar[bool] = False
+    long_texts: ClassVar[str] = "cut at"
     ranks: ClassVar[bool] = False
     several_tests: ClassVar[bool] = False
     options_class: ClassVar[type[Settings]] = Settings
+    constant: ClassVar[str] = "the most frequent class"
+    misses: ClassVar[str] = "gets wrong"
 
     def __init__(self, label_names: Sequence[str] = (), options: Settings | None = None) -> None:
         """label_names: in id order; empty where a task has none. options: of `options_class`."""
@@ -283,6 +293,10 @@ class Task(ABC):
         """How many examples have each label; empty where there are no labels."""
         return []
 
+    def remarks(self, means: Mapping[str, Mapping[str, float]]) -> list[str]:
+        """Sentences on what a candidate's metrics, by split and name, do not show by themselves."""
+        return []
+
     # Telling
 
     @abstractmethod
@@ -296,6 +310,10 @@ class Task(ABC):
     @abstractmethod
     def read(self, frame: pd.DataFrame) -> Given:
         """The answers from the columns that `told` wrote, as text."""
+
+    def typical(self, predictions: Sequence[Any]) -> str:
+        """Several answers to one example as one, for a reader: the most frequent."""
+        return Counter(map(str, predictions)).most_common(1)[0][0]
 
     def shown(self, split: Split, index: int) -> str:
         """An example as a reader sees it."""
