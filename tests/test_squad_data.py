@@ -297,6 +297,13 @@ def test_test_questions_without_answers(tmp_path: Path) -> None:
     assert "test.jsonl" in problems_of(folder / "train.jsonl", test=str(path))
 
 
+def test_a_split_with_one_kind_of_question_is_told(tmp_path: Path) -> None:
+    train = write(tmp_path, articles(True), "train.json")
+    data = load(train, validation=str(write(tmp_path, articles(), "validation.json")))
+    assert "In validation every question has an answer: it does not tell when to give none." in data.warnings
+    assert data.label_names == ANSWERABLE
+
+
 def test_a_threshold_without_questions_that_need_it_is_refused(tmp_path: Path) -> None:
     config = DataConfig(train=str(write(tmp_path, articles())))
     with pytest.raises(UserError, match="null_threshold"):

@@ -83,11 +83,11 @@ def load_questions(config: DataConfig, inputs: Mapping[str, str], skip_misplaced
     tables = read_all(config, problems)
     read: dict[str, list[Question]] = {}
     for split, table in tables.items():
-        if split == "test" and config.test is None and not _has_answers(table, columns):
-            warnings.append(f"{table.where} has no answers and is not used.")
-            continue
         with problems.collecting():
-            read[split] = _checked(table, columns, skip_misplaced, warnings)
+            if split == "test" and config.test is None and not _has_answers(table, columns):
+                warnings.append(f"{table.where} has no answers and is not used.")
+            else:
+                read[split] = _checked(table, columns, skip_misplaced, warnings)
     problems.raise_if_any()
     splits = {split: _dataset(questions) for split, questions in read.items()}
     if "validation" not in splits:
@@ -100,7 +100,7 @@ def load_questions(config: DataConfig, inputs: Mapping[str, str], skip_misplaced
         validation=splits["validation"],
         test=splits.get("test"),
         label_names=ANSWERABLE if unanswerable else (),
-        warnings=(*warnings, *_shared_contexts(splits)),
+        warnings=(*warnings, *_one_sided(splits, unanswerable), *_shared_contexts(splits)),
         source=config.train,
         fingerprint=_fingerprint(splits),
     )
@@ -325,6 +325,17 @@ def _dataset(questions: Sequence[Question]) -> Dataset:
         "row": [one.row for one in questions],
     }
     return Dataset.from_dict(values, features=_FEATURES)
+
+
+def _one_sided(splits: Mapping[str, Dataset], unanswerable: bool) -> list[str]:
+    """Splits with one kind of question, where others have both."""
+    sentences = []
+    for name, split in splits.items():
+        answered = sum(len(texts) > 0 for texts in split["answer_texts"])
+        if unanswerable and answered in (0, len(split)):
+            kind = "every question has an answer" if answered else "no question has an answer"
+            sentences.append(f"In {name} {kind}: it does not tell when to give none.")
+    return sentences
 
 
 def _shared_contexts(splits: Mapping[str, Dataset]) -> list[str]:

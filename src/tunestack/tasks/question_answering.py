@@ -195,14 +195,9 @@ class QuestionAnswering(Task):
 
     def scores(self, split: Split, given: Given) -> dict[str, float]:
         """All metrics, 0 to 1; those of a part that has no examples are left out."""
-        has = _has_answer(split)
-        empty = {"has_answer": not has.any(), "no_answer": bool(has.all())}
         sums = self._judged(split, given).sum(axis=0)
-        return {
-            name: float(metric.from_counts(sums))
-            for name, metric in self.metrics.items()
-            if metric.from_counts and not any(empty[part] and name.startswith(part) for part in empty)
-        }
+        defined = self._defined(split).values()
+        return {one.name: float(one.from_counts(sums)) for one in defined if one.from_counts}
 
     def answers(self, split: Split, given: NDArray[Any]) -> Table:
         """Exact match and F1 of each example; an answer is right as a whole where it matches exactly."""
@@ -210,7 +205,17 @@ class QuestionAnswering(Task):
         has = _has_answer(split)
         scarcest = int(min(has.sum(), (~has).sum())) if self.unanswerable else None
         right = table[..., squad.EXACT] == 1
-        return Table(table.astype(np.float32), self.metrics, right, scarcest or None)
+        return Table(table.astype(np.float32), self._defined(split), right, scarcest or None)
+
+    def _defined(self, split: Split) -> dict[str, Metric]:
+        """The metrics that have examples."""
+        has = _has_answer(split)
+        empty = {"has_answer": not has.any(), "no_answer": bool(has.all())}
+        return {
+            name: metric
+            for name, metric in self.metrics.items()
+            if not any(empty[part] and name.startswith(part) for part in empty)
+        }
 
     def _judged(self, split: Split, given: Given) -> FloatArray:
         """What the metrics are functions of, [examples, k] in fp64."""
