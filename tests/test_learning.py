@@ -6,12 +6,14 @@ The bases in `fixtures/reasoning` were trained by `examples/reasoning.py` (1,000
 from __future__ import annotations
 
 import importlib.util
+import random
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 
 import tunestack
 from tunestack.bases import load_base
@@ -21,7 +23,7 @@ from tunestack.saved import Seat
 from tunestack.stack.stack import Stack, Workload
 from tunestack.tasks.registry import make_task
 
-ROOT = Path(__file__).resolve().parents[1]
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "reasoning.yaml"
 BASES = Path(__file__).parent / "fixtures" / "reasoning"
 KINDS = ["decoder", "encoder-decoder"]
 
@@ -29,7 +31,7 @@ KINDS = ["decoder", "encoder-decoder"]
 @pytest.fixture(scope="module")
 def reasoning() -> ModuleType:
     """The example, as a module."""
-    spec = importlib.util.spec_from_file_location("reasoning", ROOT / "examples" / "reasoning.py")
+    spec = importlib.util.spec_from_file_location("reasoning", EXAMPLE.with_suffix(".py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -45,8 +47,12 @@ def learned(
     """The base, the folder of the records, and what four families learned of them together, in one stack."""
     folder = tmp_path_factory.mktemp(request.param)
     reasoning.write_records(folder, train=500, validation=60, test=60)
+    methods = yaml.safe_load(EXAMPLE.read_text())["methods"]
+    for method in methods:
+        method["training"].pop("epochs", None)
     results = tunestack.compare(
-        ROOT / "examples" / "reasoning.yaml",
+        EXAMPLE,
+        methods=methods,
         train=str(folder / "train.json"),
         validation=str(folder / "validation.json"),
         test=str(folder / "test.json"),
@@ -65,8 +71,6 @@ def settings(kind: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_base_adds_where_it_should_subtract(kind: str, reasoning: ModuleType) -> None:
-    import random
-
     draw = random.Random(3)
     records = {name: [reasoning.subtraction(draw) for _ in range(60)] for name in ("new", "other")}
     known = [reasoning.addition(draw) for _ in range(60)]
@@ -89,5 +93,7 @@ def test_adapters_teach_it(learned: tuple[str, Path, Results]) -> None:
     _, _, results = learned
     found = {candidate.name: candidate.test["accuracy"].mean for candidate in results.candidates}
     assert set(found) == {"lora", "series", "parallel", "prefix"}
+    # After two epochs of 500 problems; `docs/reasoning.md` has what they reach in the end.
     assert found["lora"] > 0.8
-    assert min(found.values()) > 0.4  # two epochs; `docs/reasoning.md` has what eight give
+    assert min(found["series"], found["parallel"]) > 0.4
+    assert found["prefix"] > 0.15
