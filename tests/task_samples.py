@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import tiny
+from tunestack.data.squad import ANSWERABLE
 from tunestack.tasks.base import Task
 from tunestack.tasks.classification import SequenceClassification
 from tunestack.tasks.instruction import Instruction, InstructionOptions
 from tunestack.tasks.multi_label import MultiLabel
+from tunestack.tasks.question_answering import QuestionAnswering, QuestionAnsweringOptions
 from tunestack.tasks.regression import Regression
+from tunestack.tasks.text_to_text import TextToText, TextToTextOptions
 from tunestack.tasks.token_classification import TokenClassification
 
 
@@ -26,7 +29,7 @@ class Sample:
     kinds: architectures of the tiny models. make: the task. splits: train, validation and test, as the task's
     `load` gives them. write: puts the same data into a folder and returns the settings of a comparison that
     are about it (`data`, and `task` beyond its name). baselines: those that can do it. families: methods that
-    train together in a stack.
+    train together in a stack. fields: of the tiny models' configs, where they are not as elsewhere.
     """
 
     kinds: tuple[str, ...]
@@ -35,6 +38,7 @@ class Sample:
     write: Callable[[Path], dict[str, Any]]
     baselines: tuple[str, ...] = ()
     families: tuple[str, ...] = ("lora", "series", "prompt", "prefix")
+    fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 def write_jsonl(folder: Path, splits: Mapping[str, Mapping[str, list[Any]]]) -> dict[str, Any]:
@@ -87,6 +91,23 @@ SUMS_SETTINGS = {
     "max_new_tokens": 8,
 }
 
+
+def write_questions(folder: Path) -> dict[str, Any]:
+    """Questions in the Hub's flattened form."""
+    splits = {}
+    for name, columns in QUESTIONS.items():
+        pairs = zip(columns["answer_texts"], columns["answer_starts"])
+        answers = [{"text": texts, "answer_start": starts} for texts, starts in pairs]
+        splits[name] = {key: columns[key] for key in ("id", "question", "context")} | {"answers": answers}
+    return {**write_jsonl(folder, splits), "task": {"stride": 8, "max_answer_tokens": 6}}
+
+
+QUESTIONS = {
+    "train": tiny.questions(26, 1),
+    "validation": tiny.questions(14, 2),
+    "test": tiny.questions(9, 3),
+}
+
 SAMPLES: dict[str, Sample] = {
     "classification": Sample(
         kinds=("bert", "llama"),
@@ -113,10 +134,20 @@ SAMPLES: dict[str, Sample] = {
         ),
     ),
     "instruction": Sample(
-        kinds=("llama",),
+        kinds=("llama", "t5"),
         make=lambda: Instruction(options=InstructionOptions(**SUMS_SETTINGS)),
         splits=SUMS,
         write=lambda folder: {**write_jsonl(folder, SUMS), "task": SUMS_SETTINGS},
+        fields={"tie_word_embeddings": True, "initializer_factor": 1.0},
+    ),
+    "text-to-text": Sample(
+        kinds=("t5", "mt5"),
+        make=lambda: TextToText(tiny.LABELS, TextToTextOptions(prompt="{text} ?")),
+        splits=TEXTS,
+        write=lambda folder: {**write_jsonl(folder, TEXTS), "task": {"prompt": "{text} ?"}},
+        baselines=("majority", "tfidf"),
+        # T5 does not divide its attention's scores: drawn wide, rounding errors grow a hundredfold.
+        fields={"initializer_factor": 1.0, "vocab_size": 300},
     ),
     "regression": Sample(
         kinds=("bert", "llama"),
@@ -124,5 +155,11 @@ SAMPLES: dict[str, Sample] = {
         splits=RATED,
         write=lambda folder: {"data": {**write_jsonl(folder, RATED)["data"], "text_pair": "text_pair"}},
         baselines=("majority", "tfidf", "linear-probe"),
+    ),
+    "question-answering": Sample(
+        kinds=("bert", "llama"),
+        make=lambda: QuestionAnswering(ANSWERABLE, QuestionAnsweringOptions(stride=8, max_answer_tokens=6)),
+        splits=QUESTIONS,
+        write=write_questions,
     ),
 }

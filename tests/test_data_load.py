@@ -213,7 +213,7 @@ def test_packaged_names_are_checked_and_the_corpus_loads() -> None:
     assert "Did you mean 'packaged:emergencies'?" in problems_of("packaged:emergency")[0]
     if not (PACKAGED["packaged:emergencies"] / "train.csv").exists():
         pytest.skip("the packaged corpus is not there")
-    assert set(read_source("packaged:emergencies", None)) == {"train", "validation", "test"}
+    assert set(read_source(DataConfig(train="packaged:emergencies"))) == {"train", "validation", "test"}
     assert load("packaged:emergencies").test is not None
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 import tiny
-from families import FAMILIES
+from families import FAMILIES, Family
 from tunestack.bases import Base
 from tunestack.data.encode import Encoded, pad
 from tunestack.methods.base import with_head
@@ -134,7 +134,7 @@ def without_cache(stack: Stack, place: Any, row: np.ndarray, new_tokens: int, en
         whole = Encoded([ids], None, np.array([len(ids)]), None, 0)
         chosen = [(whole, np.arange(1))]
         with torch.inference_mode():
-            logits = stack._forward(chosen, [place.span(0, 1, False)])
+            logits = stack._forward(chosen, [place.span(0, 1, False)], training=False)
         token = int(logits[0, -1].argmax())
         if token in ends:
             break
@@ -142,27 +142,52 @@ def without_cache(stack: Stack, place: Any, row: np.ndarray, new_tokens: int, en
     return written
 
 
+def decoder_without_cache(stack: Stack, place: Any, row: np.ndarray, new_tokens: int) -> list[int]:
+    """The same for an encoder-decoder: all that is written so far through the decoder again."""
+    written: list[int] = []
+    whole = Encoded([row], None, np.array([len(row)]), None, 0)
+    for _ in range(new_tokens):
+        batch = stack.work.task.prompt_batch([(whole, np.arange(1))], 0, [place.leading])
+        stack.host.rows.set([place.span(0, 1, False)], batch["input_ids"].shape[1])
+        batch["decoder_input_ids"] = torch.tensor([[0, *written]])
+        with torch.inference_mode():
+            logits = stack.host.model(**stack.host.arguments(batch)).logits
+        written.append(int(logits[0, -1].argmax()))
+    return written
+
+
+def place_families(stack: Stack, kind: str, families: list[Family]) -> list[Place]:
+    """One slot a family, its weights moved."""
+    places = []
+    for index, family in enumerate(families):
+        config = family.method.make_config(family.fields, kind, [])
+        adapter = family.method.attach(with_head(config, []), stack.host, index, seed=index)
+        with torch.no_grad():
+            for parameter in adapter.parameters.values():
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+        places.append(Place(index, adapter.virtual_tokens))
+    return places
+
+
 def test_every_family_generates_as_without_a_cache(tmp_path: Path) -> None:
     """All families beside each other, each with texts of its own length of beginning."""
     ends = [90]
-    for kind in ("llama", "gpt2", "bloom", "opt"):
+    for kind in ("llama", "gpt2", "bloom", "opt", "t5", "mt5"):
         stack = open_stack(tmp_path, kind)
-        places = []
-        without_biases = {"bitfit"} if kind == "llama" else set()
+        without_biases = {"bitfit"} if kind in ("llama", *SEQ2SEQ) else set()
         families = [one for one in FAMILIES if one.method.stacks and one.name not in without_biases]
-        for index, family in enumerate(families):
-            config = family.method.make_config(family.fields, kind, [])
-            adapter = family.method.attach(with_head(config, []), stack.host, index, seed=index)
-            with torch.no_grad():
-                for parameter in adapter.parameters.values():
-                    parameter.add_(torch.randn_like(parameter) * 0.05)
-            places.append(Place(index, adapter.virtual_tokens))
-        stack.work.base.ends = lambda model: ends  # type: ignore[method-assign]
+        places = place_families(stack, kind, families)
+        if kind in SEQ2SEQ:
+            ends = []
+        stack.work.base.ends = lambda model, ends=ends: ends  # type: ignore[method-assign,misc]
         whole = encoded(stack.work.base)
         found = stack.generate(places, whole, Decoding(6))
         differing = 0
         for place, texts in zip(places, found, strict=True):
-            expected = [without_cache(stack, place, row, 6, ends) for row in whole.input_ids]
+            if kind in SEQ2SEQ:
+                expected = [decoder_without_cache(stack, place, row, 6) for row in whole.input_ids]
+            else:
+                expected = [without_cache(stack, place, row, 6, ends) for row in whole.input_ids]
             assert texts == expected, (kind, families[place.index].name)
             differing += texts != found[0]
         assert differing > 3  # the adapters do something

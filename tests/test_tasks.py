@@ -45,7 +45,7 @@ def test_every_task_has_a_sample() -> None:
 def test_a_stack_equals_solo_runs(name: str, kind: str, tmp_path: Path) -> None:
     """Weights, curves and answers, with methods of all kinds beside each other in two lanes."""
     sample = SAMPLES[name]
-    base = tiny.random_base(tmp_path, kind)
+    base = tiny.random_base(tmp_path, kind, **sample.fields)
     work, trials = work_of(sample, base), trials_of(sample, base)
     together = tiny.run(work, trials, slots=3, lanes=2)
     for trial in trials:
@@ -55,7 +55,7 @@ def test_a_stack_equals_solo_runs(name: str, kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "kind"), CASES)
 def test_training_lowers_the_loss(name: str, kind: str, tmp_path: Path) -> None:
     sample = SAMPLES[name]
-    base = tiny.random_base(tmp_path, kind)
+    base = tiny.random_base(tmp_path, kind, **sample.fields)
     trial = tiny.trial(base, "lora", 1, epochs=8, learning_rate=1e-2, r=4, target_modules="all-linear")
     curve = tiny.run(work_of(sample, base), [trial])["lora"].curve
     assert curve[-1].train_loss < 0.97 * curve[0].train_loss
@@ -64,7 +64,7 @@ def test_training_lowers_the_loss(name: str, kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "kind"), CASES)
 def test_an_interrupted_trial_goes_on(name: str, kind: str, tmp_path: Path) -> None:
     sample = SAMPLES[name]
-    base = tiny.random_base(tmp_path, kind)
+    base = tiny.random_base(tmp_path, kind, **sample.fields)
     work, trials = work_of(sample, base), trials_of(sample, base)[:2]
     whole = tiny.run(work, trials)
     seen = 0
@@ -92,7 +92,7 @@ def compared(
     name = request.param
     sample, folder = SAMPLES[name], tmp_path_factory.mktemp(name)
     given = sample.write(folder)
-    base = tiny.save_base(folder, sample.kinds[0])
+    base = tiny.save_base(folder, sample.kinds[0], **sample.fields)
     results = tunestack.compare(
         str(given["data"].pop("train")),
         task={"name": name, **given.get("task", {})},

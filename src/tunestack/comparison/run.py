@@ -22,7 +22,6 @@ from tunestack.comparison.statistics import compare_to_best, summarize
 from tunestack.comparison.track import conclusion, track
 from tunestack.comparison.verdict import decide
 from tunestack.config import CompareConfig
-from tunestack.data import TextData
 from tunestack.environment import environment
 from tunestack.errors import UserError
 from tunestack.executors.local import LocalExecutor
@@ -45,8 +44,12 @@ def run_comparison(config: CompareConfig, notify: Notify = lambda event: None) -
     notify: is told of everything that happens. Raises UserError before training if the settings cannot
     work. Interrupted, it leaves a folder that the same call resumes.
     """
-    plan = make_plan(config)
-    folder = RunFolder.open(plan)
+    return run_plan(make_plan(config), notify)
+
+
+def run_plan(plan: Plan, notify: Notify = lambda event: None) -> Results:
+    """The same, of a comparison that is planned already."""
+    config, folder = plan.config, RunFolder.open(plan)
     with folder.alone(), track(plan, notify) as tracking:
         for candidate in plan.candidates:
             if isinstance(candidate, BaselineCandidate):
@@ -141,7 +144,7 @@ def save_outcome(outcome: Outcome, candidate: MethodCandidate, seed: int, folder
     base = folder.plan.bases[candidate.base]
     candidate.method.save(path, slot.config, slot.adapter, outcome.host, base.name)
     base.tokenizer.save_pretrained(str(path))
-    folder.describe(path, candidate)
+    folder.describe(path, candidate, outcome.decided)
     update = {"best_epoch": slot.progress.best_epoch, "adapter_path": folder.relative(path)}
     result = result.model_copy(update=update)
     return folder.finish(candidate.name, result, dict(outcome.answers), outcome.trial.key)
@@ -197,7 +200,9 @@ def collect(plan: Plan, folder: RunFolder) -> Results:
             if all(seed.test is not None for seed in trained):
                 candidate.test = summarize(_answers(plan, folder, trained, "test"))
             candidate.tests = {
-                name: summarize(_answers(plan, folder, trained, name)) for name in plan.data.tests
+                name: summarize(_answers(plan, folder, trained, name))
+                for name in plan.data.tests
+                if all(name in seed.scores for seed in trained)
             }
         candidates.append(candidate)
     compared = compare_to_best(validation, plan.config.metric) if len(validation) > 1 else {}
@@ -207,7 +212,7 @@ def collect(plan: Plan, folder: RunFolder) -> Results:
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         metric=plan.config.metric,
         task=plan.task.name,
-        data=_data_summary(plan.data, plan),
+        data=_data_summary(plan, [*_cut_texts(plan), *_remarks(plan, candidates)]),
         candidates=candidates,
         verdict=decide(candidates, plan.task.metrics[plan.config.metric], plan.task.constant),
         hard_examples=_hard_examples(plan, folder, candidates),
@@ -222,16 +227,28 @@ def _answers(plan: Plan, folder: RunFolder, seeds: list[SeedResult], split: str)
     return plan.task.answers(plan.data.splits()[split], given)
 
 
-def _data_summary(data: TextData, plan: Plan) -> DataSummary:
-    splits = data.splits()
+def _data_summary(plan: Plan, warnings: list[str]) -> DataSummary:
+    data, splits = plan.data, plan.data.splits()
     return DataSummary(
         source=data.source,
         rows={name: len(split) for name, split in splits.items()},
         label_names=list(data.label_names),
         label_counts={name: plan.task.label_counts(split) for name, split in splits.items()},
         counted=plan.task.counted,
-        warnings=[*data.warnings, *_cut_texts(plan)],
+        warnings=[*data.warnings, *warnings],
     )
+
+
+def _remarks(plan: Plan, candidates: Sequence[Candidate]) -> list[str]:
+    """What the task has to say of each candidate's metrics."""
+    sentences = []
+    for candidate in candidates:
+        means = {
+            split: {name: summary.mean for name, summary in summaries.items()}
+            for split, summaries in candidate.summaries.items()
+        }
+        sentences += [f"{candidate.name}: {sentence}" for sentence in plan.task.remarks(means)]
+    return sentences
 
 
 def _cut_texts(plan: Plan) -> list[str]:

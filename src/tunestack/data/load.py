@@ -15,7 +15,7 @@ from datasets import Dataset, Features, Value
 
 from tunestack.config import DataConfig
 from tunestack.data.labels import encode_labels, encode_numbers, is_missing, label_key
-from tunestack.data.sources import SPLIT_NAMES, Table, read_source
+from tunestack.data.sources import SPLIT_NAMES, Table, read_file, read_source
 from tunestack.data.split import (
     conflicting_texts,
     repeated_rows,
@@ -23,7 +23,7 @@ from tunestack.data.split import (
     split_train_validation,
     text_keys,
 )
-from tunestack.data.tables import check_columns, check_texts, listed, read_table
+from tunestack.data.tables import check_columns, check_texts, listed
 from tunestack.errors import Problem, Problems, UserError
 
 Kind = Literal["classes", "numbers"]
@@ -108,12 +108,15 @@ def read_labelled(config: DataConfig, kind: Kind = "classes", *, leave_out_missi
     """
     problems = Problems()
     tables = read_all(config, problems)
-    warnings = drop_unlabelled_test(tables, config, [config.label])
+    warnings = [*drop_unlabelled_test(tables, config, [config.label]), *_skipped(tables)]
     text_columns = {"text": config.text, **({"text_pair": config.text_pair} if config.text_pair else {})}
     complete = {name: table.frame for name, table in tables.items()}
-    if leave_out_missing:
+    if leave_out_missing or config.skip_bad_rows:
+        here = "." if config.skip_bad_rows else " here; training refuses them."
         for name, table in tables.items():
-            complete[name] = _complete(table, [*text_columns.values()], config.label, warnings, problems)
+            left_out: list[str] = []
+            complete[name] = _complete(table, [*text_columns.values()], config.label, left_out, problems)
+            warnings += [f"{sentence} They are left out{here}" for sentence in left_out]
     _check_tables(tables, complete, list(text_columns.values()), config.label, problems)
     labels = {
         f"{name} labels ({table.where}, column {config.label!r})": complete[name][config.label]
@@ -167,7 +170,7 @@ def unused_columns(table: Table, used: Sequence[str]) -> list[str]:
 
 
 def _complete(
-    table: Table, texts: list[str], label: str, warnings: list[str], problems: Problems
+    table: Table, texts: list[str], label: str, left_out: list[str], problems: Problems
 ) -> pd.DataFrame:
     """The rows with every text and a label; their index goes on naming the rows of the table."""
     frame = table.frame
@@ -175,9 +178,7 @@ def _complete(
     missing = frame[given].map(is_missing).any(axis=1)
     if missing.any():
         rows = listed(frame.index[missing], len(frame))
-        warnings.append(
-            f"{table.where}: no text or no label in {rows}. They are left out here; training refuses them."
-        )
+        left_out.append(f"{table.where}: no text or no label in {rows}.")
     if missing.all():
         fix = "Choose other columns for the text and the label."
         problems.add(table.where, expected="rows with a text and a label", found="none", fix=fix)
@@ -207,16 +208,26 @@ def read_all(config: DataConfig, problems: Problems) -> dict[str, Table]:
     """Every given split that can be read, train first."""
     tables: dict[str, Table] = {}
     try:
-        tables = read_source(config.train, config.subset)
+        tables = read_source(config)
     except UserError as error:
         problems.extend(error)
     for name, file in (("validation", config.validation), ("test", config.test)):
         if file is not None:
             try:
-                tables[name] = Table(file, read_table(Path(file).expanduser()))
+                tables[name] = read_file(Path(file).expanduser(), config, file)
             except UserError as error:
                 problems.extend(error)
     return {name: tables[name] for name in SPLIT_NAMES if name in tables}
+
+
+def _skipped(tables: dict[str, Table]) -> list[str]:
+    """Sentences on malformed lines that are left out."""
+    return [
+        f"{table.where}: {len(table.skipped):,} malformed lines are left out, such as line "
+        f"{table.skipped[0].where.rpartition(' line ')[2]}."
+        for table in tables.values()
+        if table.skipped
+    ]
 
 
 def drop_unlabelled_test(tables: dict[str, Table], config: DataConfig, labels: Sequence[str]) -> list[str]:

@@ -13,9 +13,9 @@ from datasets import Dataset
 from tunestack.config import DataConfig
 from tunestack.data.labels import is_missing
 from tunestack.data.load import TextData, read_all
-from tunestack.data.sources import Table
+from tunestack.data.sources import Table, read_file
 from tunestack.data.split import shared_rows, split_train_validation, text_keys
-from tunestack.data.tables import check_columns, check_texts, read_table
+from tunestack.data.tables import check_columns, check_texts
 from tunestack.errors import Problems
 
 FIELDS = ("instruction", "input", "output", "answer")
@@ -37,7 +37,7 @@ def load_records(config: DataConfig, tests: Mapping[str, str]) -> TextData:
     _check_names(tests, problems)
     for name, file in tests.items():
         with problems.collecting(f"data.tests.{name}"):
-            tables[name] = Table(file, read_table(Path(file).expanduser()))
+            tables[name] = read_file(Path(file).expanduser(), config, file)
     warnings = _drop_unjudged(tables, columns, config)
     needed = _needed(tables)
     rows = {
@@ -69,7 +69,7 @@ def _columns(config: DataConfig, problems: Problems) -> dict[str, str]:
     for name in config.columns.keys() - set(FIELDS):
         expected = f"one of {', '.join(FIELDS)}"
         problems.add("data.columns", expected=expected, found=repr(name), fix=_HOW)
-    for name in ("text", "text_pair", "label", "labels", "positive_label"):
+    for name in ("text", "text_pair", "label", "labels", "positive_label", "skip_bad_rows"):
         if getattr(config, name) != DataConfig.model_fields[name].default:
             found = str(getattr(config, name))
             problems.add(f"data.{name}", expected="none: this task reads records", found=found, fix=_HOW)
@@ -113,24 +113,27 @@ def _rows(
         column = columns[name]
         if column not in frame:
             continue
-        values = frame[column].map(_as_text)
+        values = [_as_text(value) for value in frame[column]]
         if name == "input":
-            values = values.map(lambda value: "" if value is None else value)
-            others = values.map(lambda value: value or "none")  # may be empty, but not a list
-            check_texts(others, f"{where}, column {column!r}", problems)
-        elif name in needed or values.notna().any():
-            check_texts(values, f"{where}, column {column!r}", problems)
-        else:
+            values = ["" if value is None else value for value in values]
+        elif name not in needed and all(value is None for value in values):
             continue
-        found[name] = values.map(str.strip, na_action="ignore") if name == "answer" else values
+        # An input may be empty, but no list of several.
+        texts = [value or "none" for value in values] if name == "input" else values
+        check_texts(pd.Series(texts, frame.index, dtype=object), f"{where}, column {column!r}", problems)
+        found[name] = [
+            value.strip() if name == "answer" and isinstance(value, str) else value for value in values
+        ]
     return pd.DataFrame({**found, "row": frame.index})
 
 
 def _as_text(value: object) -> object:
-    """Numbers and truth values, as JSON has them, as text."""
+    """Numbers and truth values, as JSON has them, as text; what is missing as None."""
+    if is_missing(value):
+        return None
     if isinstance(value, bool):
         return str(value).lower()
-    return str(value) if isinstance(value, int | float) and not is_missing(value) else value
+    return str(value) if isinstance(value, int | float) else value
 
 
 def _datasets(rows: Mapping[str, pd.DataFrame]) -> dict[str, Dataset]:

@@ -9,6 +9,7 @@ line has semicolons or tabs and no comma is separated by these. CoNLL files (.co
 from __future__ import annotations
 
 import csv
+import functools
 import itertools
 import json
 import re
@@ -31,12 +32,16 @@ _LARGEST_FIELD = 2**31 - 1
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
-def read_table(path: Path) -> pd.DataFrame:
+def read_table(
+    path: Path, header: Sequence[str] | None = None, skipped: list[Problem] | None = None
+) -> pd.DataFrame:
     """All rows of a file, values untouched (dtype object, missing values None), index = row from 0.
 
-    Raises UserError with every malformed line, or if the file is missing, empty or of an unknown format.
+    header: the columns of a CSV or TSV file that does not name them. skipped: takes lines that can be left
+    out (too many or too few fields, no JSON record); they are no rows then. Raises UserError with every other
+    malformed line, or if the file is missing, empty or of an unknown format.
     """
-    return next(_chunks(path, None))
+    return next(_chunks(path, None, header, skipped))
 
 
 def iter_rows(
@@ -167,10 +172,15 @@ def _checked(chunk: pd.DataFrame, columns: Sequence[str], path: Path, words: boo
     return chunk
 
 
-def _chunks(path: Path, chunk_rows: int | None) -> Iterator[pd.DataFrame]:
+def _chunks(
+    path: Path,
+    chunk_rows: int | None,
+    header: Sequence[str] | None = None,
+    skipped: list[Problem] | None = None,
+) -> Iterator[pd.DataFrame]:
     """Frames of `chunk_rows` rows (None: one frame of all), at least one; raises at the first bad chunk."""
-    reader = _reader(path)
-    bad = _BadLines(path)
+    reader = _reader(path, header)
+    bad = _BadLines(path, skipped)
     records = _guarded(reader, path, bad)
     start = 0
     while batch := list(itertools.islice(records, chunk_rows)):
@@ -188,15 +198,21 @@ def _chunks(path: Path, chunk_rows: int | None) -> Iterator[pd.DataFrame]:
 
 
 class _BadLines:
-    """Malformed lines of one file: the first few in full, the others counted."""
+    """Malformed lines of one file: the first few in full, the others counted.
 
-    def __init__(self, path: Path) -> None:
+    skipped: takes those that concern no other line, if it is given.
+    """
+
+    def __init__(self, path: Path, skipped: list[Problem] | None = None) -> None:
         self.path = path
         self._found: list[Problem] = []
+        self._skipped = skipped
 
-    def add(self, line: int | None, *, expected: str, found: str, fix: str) -> None:
+    def add(self, line: int | None, *, expected: str, found: str, fix: str, alone: bool = False) -> None:
+        """alone: whether the lines around it can be read all the same."""
         where = str(self.path) if line is None else f"{self.path} line {line}"
-        self._found.append(Problem(where, expected, found, fix))
+        taken = self._found if self._skipped is None or not alone else self._skipped
+        taken.append(Problem(where, expected, found, fix))
 
     def raise_if_any(self) -> None:
         if not self._found:
@@ -211,9 +227,14 @@ class _BadLines:
 Reader = Callable[[Path, _BadLines], Iterator[Record]]
 
 
-def _reader(path: Path) -> Reader:
+def _reader(path: Path, header: Sequence[str] | None) -> Reader:
     problems = Problems()
     reader = _READERS.get(path.suffix.lower())
+    if header is not None and reader in (_read_csv, _read_tsv):
+        reader = functools.partial(reader, header=header)
+    elif header is not None:
+        expected = "none: only CSV and TSV files need one"
+        problems.add("data.header", expected=expected, found=f"one for {path}", fix="Leave it out.")
     if path.is_dir():
         problems.add(str(path), expected="a file", found="a folder", fix="Name a file in it.")
     elif not path.exists():
@@ -241,12 +262,12 @@ def _guarded(reader: Reader, path: Path, bad: _BadLines) -> Iterator[Record]:
         bad.add(None, expected="a readable file", found=found, fix="Check the file and its permissions.")
 
 
-def _read_csv(path: Path, bad: _BadLines) -> Iterator[Record]:
+def _read_csv(path: Path, bad: _BadLines, header: Sequence[str] = ()) -> Iterator[Record]:
     delimiter = _delimiter(path)
     name = {",": "comma", ";": "semicolon", "\t": "tab"}[delimiter]
     fixes = f'Quote a field that holds a {name} or a line break ("like{delimiter} this"); double a quote '
     fixes += "within it."
-    return _read_delimited(path, bad, fixes, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL)
+    return _read_delimited(path, bad, header, fixes, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL)
 
 
 def _delimiter(path: Path) -> str:
@@ -256,18 +277,18 @@ def _delimiter(path: Path) -> str:
     return "," if "," in header else max(",\t;", key=header.count)
 
 
-def _read_tsv(path: Path, bad: _BadLines) -> Iterator[Record]:
+def _read_tsv(path: Path, bad: _BadLines, header: Sequence[str] = ()) -> Iterator[Record]:
     fixes = "Quotes are literal in .tsv files: fields that hold tabs or line breaks need a .csv file."
-    return _read_delimited(path, bad, fixes, delimiter="\t", quoting=csv.QUOTE_NONE)
+    return _read_delimited(path, bad, header, fixes, delimiter="\t", quoting=csv.QUOTE_NONE)
 
 
 def _read_delimited(
-    path: Path, bad: _BadLines, fix: str, *, delimiter: str, quoting: Any
+    path: Path, bad: _BadLines, given: Sequence[str], fix: str, *, delimiter: str, quoting: Any
 ) -> Iterator[Record]:
     csv.field_size_limit(_LARGEST_FIELD)  # the default refuses texts above 128 KiB
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True, delimiter=delimiter, quoting=quoting)
-        header: list[str] = []
+        header = list(given)
         line = 1  # where the record starts that is read next: records may span lines
         try:
             for fields in reader:
@@ -277,7 +298,8 @@ def _read_delimited(
                     yield {name: field or None for name, field in zip(header, fields, strict=True)}
                 elif fields:  # a blank line is no record
                     found = f"{len(fields)} ({'too many' if len(fields) > len(header) else 'too few'})"
-                    bad.add(line, expected=f"{len(header)} fields as in the first line", found=found, fix=fix)
+                    expected = f"{len(header)} fields as in {'the header' if given else 'the first line'}"
+                    bad.add(line, expected=expected, found=found, fix=fix, alone=True)
                 line = reader.line_num + 1
         except csv.Error as error:
             unclosed = "unexpected end of data" in str(error)
@@ -306,13 +328,14 @@ def _read_jsonl(path: Path, bad: _BadLines) -> Iterator[Record]:
                 record = json.loads(line)
             except json.JSONDecodeError as error:
                 found = f"{error.msg} at column {error.colno}"
-                bad.add(number, expected="a JSON record", found=found, fix="Mend or remove this line.")
+                fix = "Mend or remove this line."
+                bad.add(number, expected="a JSON record", found=found, fix=fix, alone=True)
                 continue
             if isinstance(record, dict):
                 yield record
             else:
                 fix = 'Write each line as {"text": ..., "label": ...}.'
-                bad.add(number, expected="a JSON record", found=_json_kind(record), fix=fix)
+                bad.add(number, expected="a JSON record", found=_json_kind(record), fix=fix, alone=True)
 
 
 def _read_json(path: Path, bad: _BadLines) -> Iterator[Record]:

@@ -1,8 +1,9 @@
 """How learned keys and values get into a model's attention.
 
 Two ways, both with the unchanged modelling code. Models that take a cache get one which holds the prefixes;
-that is what PEFT does. Encoders that take none call transformers' attention registry, where a function of
-ours puts the prefixes before a layer's own keys and values.
+that is what PEFT does, also for the decoder behind an encoder that generates. Encoders that take none call
+transformers' attention registry, where a function of ours puts the prefixes before a layer's own keys and
+values.
 
 Rows of one batch have prefixes of different lengths, or none. All get as many places as the longest prefix;
 a row's own prefix lies in the last of them, beside its text, and the others are masked.
@@ -16,13 +17,13 @@ import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, EncoderDecoderCache
 
 from tunestack.bases.layout import LAYOUTS
 from tunestack.errors import Problem, UserError
@@ -49,7 +50,9 @@ class KeyValueSizes:
 
     @classmethod
     def of(cls, config: PretrainedConfig) -> KeyValueSizes:
-        """As the model's config has them. Raises UserError for a config that does not say."""
+        """As the model's config has them; of an encoder-decoder, the encoder's. Raises UserError for a config
+        that does not say.
+        """
         text: Any = config.get_text_config()
         try:
             queries = text.num_attention_heads
@@ -142,10 +145,24 @@ class Prefixes:
 class Way(ABC):
     """How prefixes get into the attention of one model.
 
-    moves_text: whether a text's positions begin after its prefix's.
+    moves_text: whether a text's positions begin after its prefix's. submodules: what PEFT calls
+    `num_transformer_submodules`, 2 for prefixes in the decoder of an encoder-decoder.
     """
 
     moves_text: ClassVar[bool]
+    submodules: ClassVar[int] = 1
+
+    def sizes(self, model: PreTrainedModel) -> KeyValueSizes:
+        """Of the keys and values that the prefixes stand before."""
+        return KeyValueSizes.of(model.config)
+
+    def saved(self, table: Tensor) -> Tensor:
+        """A table [places, layers x 2 x width] as PEFT reads it."""
+        return table
+
+    def read(self, saved: Tensor, sizes: KeyValueSizes) -> Tensor:
+        """The table that PEFT makes of what was saved."""
+        return saved
 
     @abstractmethod
     def arguments(self, batch: dict[str, Any], prefixes: Prefixes) -> dict[str, Any]:
@@ -169,7 +186,12 @@ def find_way(model: PreTrainedModel) -> Way | None:
     backbone: Any = model.base_model
     takes = inspect.signature(type(backbone).forward).parameters
     # Some encoders take a cache and use it only as decoders: those with code of their own must be known.
-    known = config.model_type in LAYOUTS or any(_asks_registry(type(module)) for module in backbone.modules())
+    row = LAYOUTS.get(config.model_type)
+    if config.is_encoder_decoder and model.get_output_embeddings() is not None:
+        # A table of the decoder's positions would count the longest prefix of the batch in every row.
+        relative = row is not None and row.position_offset is None
+        return ThroughDecoder(config.num_decoder_layers) if relative else None
+    known = row is not None or any(_asks_registry(type(module)) for module in backbone.modules())
     if "past_key_values" in takes and not config.is_encoder_decoder:
         if not known:
             return None
@@ -262,6 +284,76 @@ class ThroughCache(Way):
             return torch.arange(mask.shape[1], device=mask.device)
         text: Tensor = batch["input_ids"].ne(self.padding).long()
         return text.cumsum(1) * text + self.padding
+
+
+class ThroughDecoder(Way):
+    """`past_key_values` of a decoder that generates, as PEFT has it: its self-attention alone has prefixes.
+
+    For decoders with relative positions (T5): a row's own prefix stands right before its text. PEFT takes a
+    table for one of four entries a layer, keys and values of self-attention and of the attention to the
+    encoder, and drops the latter; where it made the table itself, there are half as many, used twice.
+    """
+
+    moves_text = False
+    submodules = 2
+
+    def __init__(self, layers: int) -> None:
+        self.layers = layers
+
+    def sizes(self, model: PreTrainedModel) -> KeyValueSizes:
+        """The decoder's: its number of layers may be another than the encoder's."""
+        return replace(KeyValueSizes.of(model.config), layers=self.layers)
+
+    def saved(self, table: Tensor) -> Tensor:
+        """With nothing for the attention to the encoder: [places, layers x 4 x width]."""
+        own = table.unflatten(1, (self.layers, -1))
+        return torch.cat([own, torch.zeros_like(own)], dim=2).flatten(1)
+
+    def read(self, saved: Tensor, sizes: KeyValueSizes) -> Tensor:
+        """Every other pair of entries, from the beginning again where they end."""
+        pairs = saved.unflatten(1, (-1, 2 * sizes.width))
+        table: Tensor = pairs[:, [2 * layer % pairs.shape[1] for layer in range(self.layers)]].flatten(1)
+        return table
+
+    def arguments(self, batch: dict[str, Any], prefixes: Prefixes) -> dict[str, Any]:
+        """The batch with a cache, and a mask over cache and decoder's tokens [rows, places + tokens]."""
+        layers: list[Any] = [_PrefixLayer(prefixes, layer) for layer in range(prefixes.sizes.layers)]
+        shape = (len(prefixes.open), batch["decoder_input_ids"].shape[-1])
+        mask = batch.get("decoder_attention_mask", prefixes.open.new_ones(shape)).long()
+        return {
+            **batch,
+            "past_key_values": _DecoderCache(Cache(layers=layers), _NoCache(layers=[])),
+            "decoder_attention_mask": torch.cat([prefixes.open.to(mask.dtype), mask], dim=1),
+        }
+
+    def open(self, model: PreTrainedModel) -> None:
+        """Nothing to prepare."""
+
+    def close(self, model: PreTrainedModel) -> None:
+        """Nothing to undo."""
+
+
+class _NoCache(Cache):
+    """Keeps nothing, for the encoder's keys and values, which a recomputed forward must compute anew."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """What was given."""
+        return key_states, value_states
+
+
+class _DecoderCache(EncoderDecoderCache):
+    """Of which attention always believes that the encoder's part is still empty."""
+
+    def __init__(self, *caches: Cache) -> None:
+        super().__init__(*caches)
+        self.is_updated = _Forgetful()
+
+
+class _Forgetful(dict[int, bool]):
+    def __setitem__(self, layer: int, updated: bool) -> None:
+        """Nothing is kept."""
 
 
 class _PrefixLayer(CacheLayerMixin):

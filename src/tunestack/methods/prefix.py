@@ -48,13 +48,17 @@ class PrefixPart(Part):
     """One slot's prefixes, fp32: the table [n, layers x 2 x width], or what makes it.
 
     encoder_hidden_size: of the MLP, None without one: W2 tanh(W1 e + b1) + b2 with e [n, width].
+    saved: of how many layers a saved table is, None where one is learned.
     """
 
-    def __init__(self, n: int, sizes: KeyValueSizes, encoder_hidden_size: int | None, way: Way) -> None:
+    def __init__(
+        self, n: int, sizes: KeyValueSizes, encoder_hidden_size: int | None, way: Way, saved: int | None
+    ) -> None:
         super().__init__()
         self.sizes = sizes
         self.way = way
-        numbers = sizes.layers * 2 * sizes.width
+        self.saved = saved is not None
+        numbers = (saved or sizes.layers) * 2 * sizes.width
         self.hidden: nn.Linear | None = None
         if encoder_hidden_size is None:
             self.embedding = nn.Parameter(torch.empty(n, numbers))
@@ -83,6 +87,8 @@ class PrefixPart(Part):
 
     def table(self) -> Tensor:
         """All layers' keys and values, [n, layers x 2 x width]."""
+        if self.saved:
+            return self.way.read(self.embedding, self.sizes)
         if self.hidden is None:
             return self.embedding
         made: Tensor = self.output(torch.tanh(self.hidden(self.embedding)))
@@ -143,7 +149,7 @@ class Prefix(Method):
                 fix=OTHERS,
             )
         else:
-            self._check_sizes(config, model, problems)
+            self._check_sizes(config, model, way, problems)
             room = _table_of_positions(model.config) if way.moves_text else math.inf
             most = room - SHORTEST_TEXT
             if not 1 <= (config.num_virtual_tokens or 0) <= most:
@@ -161,8 +167,10 @@ class Prefix(Method):
         way = find_way(model)
         return int(config.num_virtual_tokens) if way is not None and way.moves_text else 0
 
-    def _check_sizes(self, config: PrefixTuningConfig, model: PreTrainedModel, problems: Problems) -> None:
-        own = with_sizes(config, model.config)
+    def _check_sizes(
+        self, config: PrefixTuningConfig, model: PreTrainedModel, way: Way, problems: Problems
+    ) -> None:
+        own = with_sizes(config, model, way)
         for field in ("num_layers", "token_dim", "num_attention_heads", "num_transformer_submodules"):
             given, needed = getattr(config, field), getattr(own, field)
             if given not in (None, needed):
@@ -186,9 +194,10 @@ class Prefix(Method):
         model: Any = host.model
         way = find_way(model)
         assert way is not None  # `check` has seen to it
-        own = with_sizes(config, model.config)
+        own = with_sizes(config, model, way)
         mlp = own.encoder_hidden_size if own.prefix_projection and not own.inference_mode else None
-        part = PrefixPart(own.num_virtual_tokens, KeyValueSizes.of(model.config), mlp, way)
+        saved = own.num_layers if own.inference_mode else None
+        part = PrefixPart(own.num_virtual_tokens, way.sizes(model), mlp, way, saved)
         part.initialise(own.init_weights, stable_hash(seed, SAVED))
         part.to(model.device)
         way.open(model)
@@ -199,15 +208,18 @@ class Prefix(Method):
         else:
             for name, parameter in part.named_parameters():
                 adapter.add(f"prompt_encoder.{name}", parameter, decay=decays(name, parameter))
+        if not own.inference_mode:
             adapter.training_only = set(adapter.parameters)
-            adapter.derived = {SAVED: part.table}
+            adapter.derived = {SAVED: lambda: way.saved(part.table())}
         attach_copies(config, host, slot, seed, adapter, PROMPT_PREFIX)
         return adapter
 
     def save(self, folder: Path, config: PeftConfig, adapter: Adapter, host: Host, base: str) -> None:
         """As PEFT, with the sizes that it needs to load it."""
         model: Any = host.model
-        super().save(folder, with_sizes(config, model.config), adapter, host, base)
+        way = find_way(model)
+        assert way is not None  # or nothing would have been trained
+        super().save(folder, with_sizes(config, model, way), adapter, host, base)
 
 
 class PTuningV2(Prefix):
@@ -244,14 +256,15 @@ class PTuningV2(Prefix):
         return isinstance(config, PrefixTuningConfig) and not config.prefix_projection
 
 
-def with_sizes(config: PeftConfig, model_config: PretrainedConfig) -> Any:
+def with_sizes(config: PeftConfig, model: PreTrainedModel, way: Way) -> Any:
     """The config with the sizes of the base's keys and values, in the fields that PEFT has for them."""
-    sizes = KeyValueSizes.of(model_config)
+    sizes = way.sizes(model)
     full: Any = copy.deepcopy(config)
-    full.num_layers = sizes.layers
+    if not (full.inference_mode and full.num_layers == sizes.layers):
+        full.num_layers = sizes.layers * way.submodules
     full.num_attention_heads = sizes.heads
     full.token_dim = sizes.width
-    full.num_transformer_submodules = 1
+    full.num_transformer_submodules = way.submodules
     if full.encoder_hidden_size is None:
         full.encoder_hidden_size = sizes.width
     return full

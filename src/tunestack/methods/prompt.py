@@ -123,7 +123,9 @@ class TextForDecoder(Part):
 
     @classmethod
     def arguments(cls, batch: dict[str, Any], members: Sequence[Member]) -> dict[str, Any]:
-        """Give the decoder its own ids and mask."""
+        """Give the decoder its own ids and mask, where the task has not."""
+        if "decoder_input_ids" in batch:
+            return batch
         ids = batch["input_ids"].clone()
         decoder = members[0].part.shift_right(ids)
         mask = batch.get("decoder_attention_mask", torch.ones_like(ids)).clone()

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from tunestack.bases.quantised import dequantised_inside
+
 
 @dataclass(frozen=True)
 class Span:
@@ -28,7 +30,8 @@ class Span:
     noise: a number that, with a site's name, decides this slot's dropout masks in this step; None in
     evaluation, where nothing is dropped. It depends on the trial and its step alone, so a trial's masks
     are the same in any company, after a resume, and in a recomputed forward.
-    padding: by how many tokens the batch is longer than this slot's own rows.
+    padding: by how many tokens the batch is longer than this slot's own rows. tokens: how many it has; what
+    has another number of them (the decoder's input) is not padded for company. None: all has.
     leading: how many places stand before each of its texts, for embeddings that the slot brings itself.
     """
 
@@ -38,6 +41,7 @@ class Span:
     noise: int | None = None
     padding: int = 0
     leading: int = 0
+    tokens: int | None = None
 
 
 class Rows(threading.local):
@@ -89,7 +93,8 @@ def keep_mask(x: Tensor, p: float, span: Span, site: str) -> Tensor:
     shape = list(x.shape)
     token_axes = {3: (1,), 4: (2, 3)}.get(x.ndim, ())
     for axis in token_axes:
-        shape[axis] = max(1, shape[axis] - span.padding)  # the last block may see one token alone
+        if span.tokens in (None, shape[axis]):
+            shape[axis] = max(1, shape[axis] - span.padding)  # the last block may see one token alone
     count = math.prod(shape)
     generator = torch.Generator(x.device).manual_seed(stable_hash(span.noise, site))
     # 16 random bits an element, four elements a draw: several times faster than bernoulli_ on a CPU.
@@ -97,7 +102,7 @@ def keep_mask(x: Tensor, p: float, span: Span, site: str) -> Tensor:
     draws.random_(-(2**63), None, generator=generator)
     bits = draws.view(torch.int16)[:count].view(shape)
     keep = (bits >= round(p * 65536) - 32768).to(x.dtype)
-    if span.padding and token_axes:
+    if keep.shape != x.shape:
         beyond = (0, x.shape[token_axes[0]] - shape[token_axes[0]])
         keep = nn.functional.pad(keep, (0, 0, *beyond) if x.ndim == 3 else (*beyond, *beyond), value=1)
     return keep
@@ -256,7 +261,7 @@ class Host:
         return batch
 
     def pristine(self, name: str) -> nn.Module:
-        """A copy of the base's module of that name, without what slots have placed in it."""
+        """A copy of the base's module of that name, without what slots placed in it, and not quantised."""
         inside = [site for place, site in self.sites.items() if f"{place}.".startswith(f"{name}.")]
         for site in inside:
             site.close()
@@ -264,7 +269,7 @@ class Host:
             # Whatever stands in for a forward is about the base's own frozen weights.
             inner = [module for module in self.modules[name].modules() if "forward" in vars(module)]
             stand_ins = [(module, vars(module).pop("forward")) for module in inner]
-            copied: nn.Module = copy.deepcopy(self.modules[name])
+            copied = dequantised_inside(copy.deepcopy(self.modules[name]))
             for module, forward in stand_ins:
                 module.forward = forward
             return copied

@@ -43,8 +43,9 @@ def target_names(
     fields: Any = config
     linears = linear_names(model, tuple(fields.modules_to_save or ()))
     if fields.target_modules == ALL_LINEAR:
+        writes: Any = getattr(model, "get_output_embeddings", lambda: None)()  # PEFT leaves it out too
         every = copy.copy(fields)
-        every.target_modules = set(linears)
+        every.target_modules = {name for name in linears if model.get_submodule(name) is not writes}
         return [name for name in linears if check_target_module_exists(every, name)]
     return matching_names(config, linears, where, problems, "linear layers", f"; or {ALL_LINEAR}")
 

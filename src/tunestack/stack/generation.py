@@ -70,17 +70,17 @@ class _Forwards:
         if takes_positions(self._model.base_model):
             batch = {**batch, "position_ids": (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)}
         given = self.host.arguments(batch)
+        before = given.pop("past_key_values", None)
         if self._model.config.is_encoder_decoder:
-            self._cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+            prefixes = None if before is None else before.self_attention_cache
+            self._cache = EncoderDecoderCache(_begun(prefixes), DynamicCache())
             output = self._call(**given)
-            self._given = {"attention_mask": given["attention_mask"]}
             self._encoded = output.encoder_last_hidden_state
         else:
-            before = given.pop("past_key_values", None)
-            self._cache = DynamicCache() if before is None else Cache(layers=[*map(_Kept, before.layers)])
+            self._cache = _begun(before)
             output = self._call(**given)
-            names = ("attention_mask", "position_ids")
-            self._given = {name: given[name] for name in names if name in given}
+        names = ("attention_mask", "decoder_attention_mask", "position_ids")
+        self._given = {name: given[name] for name in names if name in given}
         return self._last(output)
 
     def next(self, tokens: Tensor) -> Tensor:
@@ -89,9 +89,9 @@ class _Forwards:
         given = self._given
         if self._model.config.is_encoder_decoder:
             encoded = BaseModelOutput(last_hidden_state=self._encoded)
+            _longer(given, "decoder_attention_mask")
             return self._last(self._call(**given, encoder_outputs=encoded, decoder_input_ids=tokens[:, None]))
-        mask = given["attention_mask"]
-        given["attention_mask"] = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        _longer(given, "attention_mask")
         if "position_ids" in given:
             given["position_ids"] = given["position_ids"][:, -1:] + 1
         return self._last(self._call(**given, input_ids=tokens[:, None]))
@@ -118,6 +118,20 @@ class _Forwards:
     def _last(output: Any) -> Tensor:
         logits: Tensor = output.logits[:, -1].float()
         return logits
+
+
+def _begun(prefixes: Cache | None) -> Cache:
+    """A cache that begins with the prefixes, where there are some."""
+    if prefixes is None:
+        return DynamicCache()
+    layers: list[Any] = prefixes.layers
+    return Cache(layers=[_Kept(layer) for layer in layers])
+
+
+def _longer(given: dict[str, Tensor], mask: str) -> None:
+    """One open place more in the mask of that name, where there is one."""
+    if mask in given:
+        given[mask] = torch.cat([given[mask], given[mask].new_ones(len(given[mask]), 1)], dim=1)
 
 
 class _Kept(DynamicLayer):

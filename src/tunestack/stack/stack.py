@@ -17,6 +17,7 @@ from tunestack.bases import Base
 from tunestack.bases.base import LoadedModel, keep_first_token
 from tunestack.data.batches import evaluation_batches
 from tunestack.data.encode import Encoded
+from tunestack.errors import Problem, UserError
 from tunestack.methods.base import with_head
 from tunestack.methods.sites import Dropout, Host, SharedInputError, Span
 from tunestack.stack.events import Event, Notify, event_of
@@ -54,7 +55,10 @@ class Workload:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A trial that has ended. Its slot still holds the best weights until the next outcome is asked for."""
+    """A trial that has ended. Its slot still holds the best weights until the next outcome is asked for.
+
+    decided: settings of the task that validation decided for it.
+    """
 
     trial: Trial
     slot: Slot
@@ -63,6 +67,7 @@ class Outcome:
     seconds: float
     failure: str | None
     pruned: bool = False
+    decided: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Occupant(Protocol):
@@ -81,6 +86,8 @@ class Stack:
 
     def __init__(self, work: Workload, loaded: LoadedModel, autocast: bool = False) -> None:
         self.work = work
+        if loaded.fresh and not work.task.has_head:
+            raise _lacks(work.base, sorted(loaded.fresh))
         if work.task.reads_first_token:
             keep_first_token(loaded.model)
         self.host = Host(loaded.model, loaded.head, loaded.fresh, work.base.tokenizer)
@@ -186,7 +193,11 @@ class Stack:
         tokens = batch["input_ids"].shape[1]
         self.host.rows.set(
             [
-                replace(span, padding=tokens - span.leading - int(encoded.lengths[indices].max()))
+                replace(
+                    span,
+                    padding=tokens - span.leading - int(encoded.lengths[indices].max()),
+                    tokens=tokens,
+                )
                 for span, (encoded, indices) in zip(spans, chosen, strict=True)
             ],
             tokens,
@@ -286,7 +297,9 @@ class Stack:
                 if not found.finite:
                     slot.failure = f"the validation outputs are not finite after step {slot.progress.step}"
                     continue
-                metrics = self.work.task.scores(self.work.splits["validation"], found.given)
+                decided = self._decided(found.given)
+                given = self.work.task.decided(found.given, decided)
+                metrics = self.work.task.scores(self.work.splits["validation"], given)
                 point = slot.record(self.work.metric, metrics, found.loss, found.given)
                 notify(event_of("evaluated", slot, point=point))
 
@@ -298,12 +311,21 @@ class Stack:
     def outcome(self, slot: Slot) -> Outcome:
         """What a finished trial reached: best weights restored, answers on every split but train."""
         answers: dict[str, Given] = {}
+        decided: dict[str, Any] = {}
         if slot.failure is None and slot.best_answers is not None:
             slot.restore_best()
             answers["validation"] = slot.best_answers
             for split in [name for name in self.work.splits if name not in ("train", "validation")]:
                 answers[split] = self.answers([slot], self.work.encoded(split, slot.max_length))[0].given
-        return Outcome(slot.trial, slot, self.host, answers, slot.seconds(), slot.failure, slot.pruned)
+            decided = self._decided(slot.best_answers)
+            answers = {split: self.work.task.decided(given, decided) for split, given in answers.items()}
+        return Outcome(
+            slot.trial, slot, self.host, answers, slot.seconds(), slot.failure, slot.pruned, decided
+        )
+
+    def _decided(self, given: Given) -> dict[str, Any]:
+        """What answers to validation decide."""
+        return self.work.task.decide(self.work.splits["validation"], given, self.work.metric)
 
 
 def _spans(
@@ -314,6 +336,12 @@ def _spans(
     return [
         slot.span(stop - count, stop, training) for slot, stop, count in zip(slots, ends, rows, strict=True)
     ]
+
+
+def _lacks(base: Base, modules: Sequence[str]) -> UserError:
+    """The error for a base of which more is missing than a head."""
+    found = f"none for {len(modules)} modules, such as {modules[0]}"
+    return UserError(Problem(base.name, "weights of the whole model", found, "Choose another base."))
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -74,14 +74,16 @@ class Task(ABC):
 
     name: what users type. summary: what it is, in a few words. title: what the model is asked to do, for
     sentences. inputs: the columns of a split that the model reads; those that may be missing stand in
-    `optional`. default_metric: what candidates are chosen by. target: what baselines learn of it, if any can.
+    `optional`, those that may be empty in a row too in `blank`. default_metric: what candidates are
+    chosen by. target: what baselines learn of it, if any can.
     gives_probabilities: whether an answer is a probability of each label. reads_first_token: of models whose
-    classification head reads the first token, nothing else is read. per_token: whether the model answers for
-    every token. several_tests: whether data may name further test sets. reads_words: whether a text may be
-    given as the list of its words. long_texts: what is done to those longer than max_length, in words before
-    "N tokens". options_class: the task's own settings. counted: what labels are counted by: examples, words.
-    constant: what is answered without looking at the text; misses: what is done to an example whose answer is
-    not right. Both as parts of sentences.
+    classification head reads the first token, nothing else is read. has_head: whether the model has modules
+    that a base lacks, which every trial draws and trains whole. per_token: whether the model answers for
+    every token. ranks: whether there are several answers to an example, `n_best`. several_tests: whether data
+    may name further test sets. reads_words: whether a text may be given as the list of its words. long_texts:
+    what is done to those longer than max_length, in words before "N tokens". options_class: the task's own
+    settings. counted: what labels are counted by: examples, words. constant: what is answered without looking
+    at the text; misses: what is done to an example whose answer is not right. Both as parts of sentences.
     """
 
     name: ClassVar[str]
@@ -91,13 +93,16 @@ class Task(ABC):
     peft_type: ClassVar[TaskType]
     inputs: ClassVar[tuple[str, ...]] = ("text", "text_pair")
     optional: ClassVar[tuple[str, ...]] = ("text_pair",)
+    blank: ClassVar[tuple[str, ...]] = ()
     default_metric: ClassVar[str]
     target: ClassVar[Literal["classes", "numbers", "flags"] | None] = None
     gives_probabilities: ClassVar[bool] = False
     reads_first_token: ClassVar[bool] = False
+    has_head: ClassVar[bool] = True
     per_token: ClassVar[bool] = False
     reads_words: ClassVar[bool] = False
     long_texts: ClassVar[str] = "cut at"
+    ranks: ClassVar[bool] = False
     several_tests: ClassVar[bool] = False
     options_class: ClassVar[type[Settings]] = Settings
     counted: ClassVar[str] = "examples"
@@ -126,7 +131,21 @@ class Task(ABC):
                 fix="Leave it out.",
             )
 
-    def check_base(self, base: Base, splits: Mapping[str, Split], max_length: int, places: int) -> None:  # noqa: B027
+    @classmethod
+    def input_columns(cls, text: str, text_pair: str | None, columns: Mapping[str, str]) -> dict[str, str]:
+        """How the columns that the model reads are called in a file, by our names for them.
+
+        text, text_pair: the first and the second of them, as `DataConfig` has them. columns: any of them.
+        """
+        named = dict(zip(cls.inputs, (None if text == "text" else text, text_pair)))
+        named = {**named, **columns}
+        always = [name for name in cls.inputs if name not in cls.optional or name in cls.blank]
+        wanted = [name for name in cls.inputs if name in always or named.get(name)]
+        return {name: named.get(name) or name for name in wanted}
+
+    def check_base(  # noqa: B027 - most need nothing beyond the model's class
+        self, base: Base, splits: Mapping[str, Split], max_length: int, places: int
+    ) -> None:
         """Raise UserError for a base that cannot do this task, or examples that it cannot take.
 
         max_length: how many tokens an example may have on it. places: how many there are places for at all.
@@ -228,6 +247,26 @@ class Task(ABC):
             found.append(Evaluation(self.answer(encoded, outputs), loss, finite))
         return found
 
+    def n_best(
+        self, encoded: Encoded, outputs: Tensor, split: Split, count: int | None
+    ) -> list[list[dict[str, Any]]]:
+        """Several answers to each example, best first, from what `collect` kept of all rows.
+
+        count: how many, at most; None for as many as the task's settings say. Only of a task that `ranks`.
+        """
+        raise NotImplementedError
+
+    def decide(self, split: Split, given: Given, metric: str) -> dict[str, Any]:
+        """Settings of the task that validation decides for a trial, a threshold say; saved with its weights.
+
+        given: its answers to the validation split. metric: what is to be best.
+        """
+        return {}
+
+    def decided(self, given: Given, settings: Mapping[str, Any]) -> Given:
+        """Answers to any split with the settings that `decide` gave; a saved task has them from the start."""
+        return given
+
     def several(self, given: Sequence[Given]) -> NDArray[Any]:
         """The answers of several seeds to one split, [seeds, examples, ...]."""
         return np.stack(given)
@@ -258,6 +297,10 @@ class Task(ABC):
 
     def label_counts(self, split: Split) -> list[int]:
         """How many examples have each label; empty where there are no labels."""
+        return []
+
+    def remarks(self, means: Mapping[str, Mapping[str, float]]) -> list[str]:
+        """Sentences on what a candidate's metrics, by split and name, do not show by themselves."""
         return []
 
     # Telling

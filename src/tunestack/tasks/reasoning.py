@@ -30,7 +30,7 @@ SUITES = {
     "math": ("MultiArith", "GSM8K", "AddSub", "AQuA", "SingleEq", "SVAMP"),
     "commonsense": ("BoolQ", "PIQA", "SIQA", "HellaSwag", "WinoGrande", "ARC-e", "ARC-c", "OBQA"),
 }
-"""The sets of the paper's tables 3 and 4."""
+"""The sets of its two tables."""
 
 
 def files_of_tests(config: DataConfig, problems: Problems) -> dict[str, str]:
