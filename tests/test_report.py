@@ -320,3 +320,19 @@ def test_confusions_are_shown_as_shares_of_the_true_label(tmp_path: Path) -> Non
         for guess in range(2)
     ]
     assert tips[:4] == expected
+
+
+@pytest.mark.parametrize(("counted", "shares"), [("examples", ["75%", "50%"]), ("words", ["60%", "40%"])])
+def test_labels_have_shares_of_what_is_counted(counted: str, shares: list[str], tmp_path: Path) -> None:
+    """An example may have several labels, a word has one."""
+    results = sample_results()
+    update = {"rows": {"validation": 400}, "label_counts": {"validation": [300, 200]}, "counted": counted}
+    data = results.data.model_copy(update=update)
+    page = write_report(results.model_copy(update={"data": data}), tmp_path).read_text(encoding="utf-8")
+    assert re.findall(r"class=\"muted\">[\d,]+ · (\d+%)", page) == shares
+
+
+def test_metrics_of_types_keep_their_names() -> None:
+    names = ["f1_PER", "roc_auc_macro", "hamming_accuracy", "f1_samples", "precision_micro"]
+    told = [formatting.metric_name(name) for name in names]
+    assert told == ["F1 PER", "ROC-AUC (macro)", "Hamming accuracy", "F1 (a text)", "Precision (micro)"]

@@ -123,6 +123,16 @@ def test_thirty_candidates_with_a_very_long_name_fit_a_phone(browser: Browser, t
         assert visit.complaints == []
 
 
+def test_matrices_of_many_labels_cover_nothing(browser: Browser, tmp_path: Path) -> None:
+    results = sample_results(label_names=tuple("abcdef"), test=False)
+    with Visit(browser, write_report(results, tmp_path)) as visit:
+        grid = visit.page.locator(".matrices.wide").bounding_box()
+        last = visit.page.locator(".matrices.wide > :nth-child(2)").bounding_box()
+        assert grid is not None
+        assert last is not None
+        assert last["y"] + last["height"] <= grid["y"] + grid["height"] + 1
+
+
 @pytest.mark.parametrize("width", [375, 1280])
 def test_the_whole_leaderboard_is_visible(browser: Browser, report: Path, width: int) -> None:
     with Visit(browser, report, width) as visit:

@@ -177,13 +177,15 @@ class Verdict(Record):
 class DataSummary(Record):
     """The data: rows a split, label names in id order, rows per label a split, warnings for the reader.
 
-    Labels and their counts are empty for a task without labels.
+    Labels and their counts are empty for a task without labels. counted: what has a label, examples or words;
+    an example may have several.
     """
 
     source: str
     rows: dict[str, int]
     label_names: list[str]
     label_counts: dict[str, list[int]]
+    counted: str = "examples"
     warnings: list[str]
 
 

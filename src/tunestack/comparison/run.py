@@ -234,6 +234,7 @@ def _data_summary(plan: Plan, warnings: list[str]) -> DataSummary:
         rows={name: len(split) for name, split in splits.items()},
         label_names=list(data.label_names),
         label_counts={name: plan.task.label_counts(split) for name, split in splits.items()},
+        counted=plan.task.counted,
         warnings=[*data.warnings, *warnings],
     )
 

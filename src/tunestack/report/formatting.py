@@ -17,6 +17,8 @@ MINUS = "\N{MINUS SIGN}"
 _METRIC_NAMES = {
     "f1": "F1",
     "f1_macro": "F1 (macro)",
+    "f1_samples": "F1 (a text)",
+    "roc_auc_macro": "ROC-AUC (macro)",
     "f1_micro": "F1 (micro)",
     "f1_weighted": "F1 (weighted)",
     "mcc": "MCC",
@@ -32,7 +34,8 @@ def metric_name(metric: str) -> str:
     name, _, average = metric.partition("_")
     if average in ("macro", "micro", "weighted"):
         return f"{name.capitalize()} ({average})"
-    return metric.replace("_", " ").capitalize()
+    text = metric.replace("_", " ")
+    return text[:1].upper() + text[1:]
 
 
 def score(value: float | None) -> str:

@@ -207,7 +207,7 @@ def _label_bars(results: Results) -> list[dict[str, Any]]:
     bars = []
     for split, rows in data.rows.items():
         counts = data.label_counts.get(split, [])
-        total = sum(counts)
+        total = rows if data.counted == "examples" else sum(counts)
         parts = [
             {"label": label, "count": number, "share": number / total if total else 0.0}
             for label, number in zip(data.label_names, counts)

@@ -82,8 +82,8 @@ class Task(ABC):
     every token. ranks: whether there are several answers to an example, `n_best`. several_tests: whether data
     may name further test sets. reads_words: whether a text may be given as the list of its words. long_texts:
     what is done to those longer than max_length, in words before "N tokens". options_class: the task's own
-    settings. constant: what is answered without looking at the text; misses: what is done to an example whose
-    answer is not right. Both as parts of sentences.
+    settings. counted: what labels are counted by: examples, words. constant: what is answered without looking
+    at the text; misses: what is done to an example whose answer is not right. Both as parts of sentences.
     """
 
     name: ClassVar[str]
@@ -105,6 +105,7 @@ class Task(ABC):
     ranks: ClassVar[bool] = False
     several_tests: ClassVar[bool] = False
     options_class: ClassVar[type[Settings]] = Settings
+    counted: ClassVar[str] = "examples"
     constant: ClassVar[str] = "the most frequent class"
     misses: ClassVar[str] = "gets wrong"
 

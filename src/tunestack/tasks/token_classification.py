@@ -53,6 +53,7 @@ class TokenClassification(Task):
     per_token = True
     reads_words = True
     long_texts = "read in rows of"
+    counted = "words"
 
     @cached_property
     def scheme(self) -> Scheme:
