@@ -42,6 +42,7 @@ class Settings(BaseModel):
     overrides: dict[str, Any]
     device: str
     dtype: Literal["auto", "float32", "bfloat16"]
+    quantize: Literal["nf4", "int8"] | None = None
     epochs: int
     schedule: Literal["linear", "constant"]
     fraction: float
@@ -165,7 +166,14 @@ def lora_stack(settings: Settings) -> tuple[Workload, Stack, list[Slot]]:
         train_size=TRAIN_SIZE, seed=SPLIT_SEED, group_duplicates=False,
     )  # fmt: skip
     data = load_text_data(source)
-    base = load_base(BaseConfig(model=settings.base, dtype=settings.dtype, device_map=settings.device))
+    base = load_base(
+        BaseConfig(
+            model=settings.base,
+            dtype=settings.dtype,
+            device_map=settings.device,
+            quantize=settings.quantize,
+        )
+    )
     task = SequenceClassification(data.label_names)
     train = data.train.select(range(settings.part(len(data.train))))
     work = Workload(base, task, {"train": train, "validation": data.validation}, "f1")
@@ -180,7 +188,7 @@ def _trial(settings: Settings, model_type: str, seed: int) -> Trial:
     from tunestack.stack.slot import Trial
 
     method = find_method("lora")
-    fields = {"r": RANK, "lora_alpha": ALPHA, "target_modules": TARGETS}
+    fields = {"r": RANK, "lora_alpha": ALPHA}  # on query and value, as TARGETS has it for BERT
     training = TrainingConfig(
         learning_rate=LEARNING_RATE,
         epochs=settings.epochs,

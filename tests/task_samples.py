@@ -11,10 +11,15 @@ from typing import Any
 import numpy as np
 
 import tiny
+from tunestack.data.squad import ANSWERABLE
 from tunestack.tasks.base import Task
 from tunestack.tasks.classification import SequenceClassification
 from tunestack.tasks.instruction import Instruction, InstructionOptions
+from tunestack.tasks.multi_label import MultiLabel
+from tunestack.tasks.question_answering import QuestionAnswering, QuestionAnsweringOptions
+from tunestack.tasks.regression import Regression
 from tunestack.tasks.text_to_text import TextToText, TextToTextOptions
+from tunestack.tasks.token_classification import TokenClassification
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,24 @@ def write_jsonl(folder: Path, splits: Mapping[str, Mapping[str, list[Any]]]) -> 
     return {"data": files}
 
 
+def rated(rows: int, seed: int) -> dict[str, list[Any]]:
+    """Pairs of tiny texts; the number is larger where both are urgent."""
+    first, second = tiny.texts(rows, seed), tiny.texts(rows, seed + 10)
+    numbers = [
+        one + other + 0.25 * (i % 3) for i, (one, other) in enumerate(zip(first["label"], second["label"]))
+    ]
+    return {"text": first["text"], "text_pair": second["text"], "label": numbers}
+
+
+RATED = {"train": rated(26, 1), "validation": rated(14, 2), "test": rated(9, 3)}
 TEXTS = {"train": tiny.texts(26, 1), "validation": tiny.texts(14, 2), "test": tiny.texts(9, 3)}
+
+TAGGED = {
+    "train": tiny.tagged(26, 1),
+    "validation": tiny.tagged(14, 2),
+    "test": tiny.tagged(9, 3),
+}
+FLAGS = {name: tiny.flagged(split["text"]) for name, split in TEXTS.items()}
 
 
 def sums(count: int, seed: int, learnt: bool = True) -> dict[str, list[Any]]:
@@ -69,6 +91,23 @@ SUMS_SETTINGS = {
     "max_new_tokens": 8,
 }
 
+
+def write_questions(folder: Path) -> dict[str, Any]:
+    """Questions in the Hub's flattened form."""
+    splits = {}
+    for name, columns in QUESTIONS.items():
+        pairs = zip(columns["answer_texts"], columns["answer_starts"])
+        answers = [{"text": texts, "answer_start": starts} for texts, starts in pairs]
+        splits[name] = {key: columns[key] for key in ("id", "question", "context")} | {"answers": answers}
+    return {**write_jsonl(folder, splits), "task": {"stride": 8, "max_answer_tokens": 6}}
+
+
+QUESTIONS = {
+    "train": tiny.questions(26, 1),
+    "validation": tiny.questions(14, 2),
+    "test": tiny.questions(9, 3),
+}
+
 SAMPLES: dict[str, Sample] = {
     "classification": Sample(
         kinds=("bert", "llama"),
@@ -77,11 +116,29 @@ SAMPLES: dict[str, Sample] = {
         write=lambda folder: write_jsonl(folder, TEXTS),
         baselines=("majority", "tfidf", "linear-probe"),
     ),
+    "multi-label": Sample(
+        kinds=("bert", "gpt2"),
+        make=lambda: MultiLabel(tiny.FLAG_NAMES),
+        splits=FLAGS,
+        write=lambda folder: write_jsonl(
+            folder, {name: {**split, "label": tiny.flag_names(split)} for name, split in FLAGS.items()}
+        ),
+        baselines=("majority", "tfidf", "linear-probe"),
+    ),
+    "token-classification": Sample(
+        kinds=("bert", "roberta", "llama"),
+        make=lambda: TokenClassification(tiny.TAGS),
+        splits=TAGGED,
+        write=lambda folder: write_jsonl(
+            folder, {name: {**split, "tags": tiny.tag_names(split)} for name, split in TAGGED.items()}
+        ),
+    ),
     "instruction": Sample(
-        kinds=("llama",),
+        kinds=("llama", "t5"),
         make=lambda: Instruction(options=InstructionOptions(**SUMS_SETTINGS)),
         splits=SUMS,
         write=lambda folder: {**write_jsonl(folder, SUMS), "task": SUMS_SETTINGS},
+        fields={"tie_word_embeddings": True, "initializer_factor": 1.0},
     ),
     "text-to-text": Sample(
         kinds=("t5", "mt5"),
@@ -91,5 +148,18 @@ SAMPLES: dict[str, Sample] = {
         baselines=("majority", "tfidf"),
         # T5 does not divide its attention's scores: drawn wide, rounding errors grow a hundredfold.
         fields={"initializer_factor": 1.0, "vocab_size": 300},
+    ),
+    "regression": Sample(
+        kinds=("bert", "llama"),
+        make=Regression,
+        splits=RATED,
+        write=lambda folder: {"data": {**write_jsonl(folder, RATED)["data"], "text_pair": "text_pair"}},
+        baselines=("majority", "tfidf", "linear-probe"),
+    ),
+    "question-answering": Sample(
+        kinds=("bert", "llama"),
+        make=lambda: QuestionAnswering(ANSWERABLE, QuestionAnsweringOptions(stride=8, max_answer_tokens=6)),
+        splits=QUESTIONS,
+        write=write_questions,
     ),
 }

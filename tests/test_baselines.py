@@ -145,7 +145,7 @@ def test_probabilities_are_those_of_scikit_learn(seed: int, classes: list[int], 
     theirs = LogisticRegression(class_weight=weight, C=2.0, max_iter=1000).fit(features, labels)
     expected = np.zeros((len(labels), 6))
     expected[:, theirs.classes_] = theirs.predict_proba(features)
-    np.testing.assert_allclose(ours.probabilities(features), expected, atol=1e-12)
+    np.testing.assert_allclose(ours.answers(features), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["tfidf", "linear-probe"])
@@ -165,8 +165,8 @@ def test_majority_gives_the_shares_of_the_classes(labels: list[int]) -> None:
     texts = [""] * len(labels)
     fitted = majority.fit(texts, None, np.array(labels), 4, majority.make_options({}), None)
     row = [labels.count(label) / len(labels) for label in range(4)]
-    np.testing.assert_allclose(fitted.probabilities(["a", "b"], None), [row, row])
-    assert fitted.probabilities([], None).shape == (0, 4)
+    np.testing.assert_allclose(fitted.answers(["a", "b"], None), [row, row])
+    assert fitted.answers([], None).shape == (0, 4)
 
 
 # ---------------------------------------------------------------- TF-IDF
@@ -188,7 +188,7 @@ def test_tfidf_is_scikit_learns_pipeline(fields: dict[str, Any]) -> None:
         TfidfVectorizer(**options), LogisticRegression(class_weight="balanced", max_iter=1000, C=strength)
     ).fit(TEXTS, LABELS)
     fitted = fit("tfidf", None, fields)
-    np.testing.assert_allclose(fitted.probabilities(NEW, None), pipeline.predict_proba(NEW), atol=1e-12)
+    np.testing.assert_allclose(fitted.answers(NEW, None), pipeline.predict_proba(NEW), atol=1e-12)
     terms = len(pipeline[0].vocabulary_)
     assert fitted.trainable_parameters == fitted.total_parameters == 2 * terms + 1  # idf, weights, intercept
 
@@ -199,7 +199,7 @@ def test_tfidf_reads_both_texts_of_a_pair() -> None:
     texts = [f"{text}\n{pair}" for text, pair in zip(TEXTS, PAIRS, strict=True)]
     expected = joined.fit(texts, None, LABELS, 2, joined.make_options({}), None)
     new = [f"{text}\n{pair}" for text, pair in zip(NEW, NEW_PAIRS, strict=True)]
-    np.testing.assert_array_equal(fitted.probabilities(NEW, NEW_PAIRS), expected.probabilities(new, None))
+    np.testing.assert_array_equal(fitted.answers(NEW, NEW_PAIRS), expected.answers(new, None))
 
 
 @pytest.mark.parametrize("fields", [{"min_df": 1000}, {"min_df": 3, "max_df": 2}, {"max_df": 0.0}])
@@ -215,7 +215,7 @@ def test_tfidf_reaches_its_score_on_the_disaster_tweets(shared_data: Path) -> No
     train, validation = parts["train"], parts["test"]
     labels = np.array(train["target"])
     fitted = tfidf.fit(train["text"][:], None, labels, 2, tfidf.make_options({}), None)
-    predicted = fitted.probabilities(validation["text"][:], None).argmax(axis=1)
+    predicted = fitted.answers(validation["text"][:], None).argmax(axis=1)
     assert f1_score(validation["target"], predicted) == pytest.approx(0.778, abs=0.003)
 
 
@@ -244,8 +244,8 @@ def test_the_probe_is_scikit_learns_pipeline_on_the_features(tmp_path: Path) -> 
     ).fit(encoder.features(TEXTS, PAIRS, 512).astype(np.float64), LABELS)
     fitted = fit("linear-probe", base, {"C": 0.1}, pairs=PAIRS)
     expected = pipeline.predict_proba(encoder.features(NEW, NEW_PAIRS, 512).astype(np.float64))
-    np.testing.assert_allclose(fitted.probabilities(NEW, NEW_PAIRS), expected, atol=1e-9)
-    assert not np.allclose(fitted.probabilities(NEW, NEW_PAIRS), fitted.probabilities(NEW, NEW))
+    np.testing.assert_allclose(fitted.answers(NEW, NEW_PAIRS), expected, atol=1e-9)
+    assert not np.allclose(fitted.answers(NEW, NEW_PAIRS), fitted.answers(NEW, NEW))
 
 
 def test_the_penalty_is_chosen_where_many_features_meet_few_rows() -> None:
@@ -271,7 +271,7 @@ def test_the_penalty_is_chosen_where_many_features_meet_few_rows() -> None:
     loose = fit_logistic(features, labels, 2, LogisticOptions(C=1.0))
 
     def loss(model: Logistic) -> float:
-        return float(log_loss(other, model.probabilities(unseen)))
+        return float(log_loss(other, model.answers(unseen)))
 
     assert loss(chosen) < 0.8 * loss(loose)
 
@@ -296,10 +296,10 @@ def test_a_base_encodes_a_split_once_whatever_the_options(tmp_path: Path) -> Non
     base = tiny_base(tmp_path)
     probe = LinearProbe()
     first = probe.fit(TEXTS, None, LABELS, 2, probe.make_options({}), base)
-    expected = first.probabilities(NEW, None)
+    expected = first.answers(NEW, None)
     base.source = None  # type: ignore[assignment]
     second = probe.fit(TEXTS, None, LABELS, 2, probe.make_options({"C": 1.0}), base)
-    np.testing.assert_array_equal(second.probabilities(NEW, None), expected)
+    np.testing.assert_array_equal(second.answers(NEW, None), expected)
     with pytest.raises(AttributeError):
         probe.fit(TEXTS, None, LABELS, 2, probe.make_options({"max_length": 8}), base)
     with pytest.raises(AttributeError):
@@ -338,7 +338,7 @@ if saved.base:
     from tunestack.config import BaseConfig
     base = load_base(BaseConfig(model=saved.base, dtype="float32", device_map="cpu"))
 fitted = find_baseline(saved.baseline).load(folder, base)
-np.savez(out, p=fitted.probabilities(texts, pairs), n=[fitted.trainable_parameters, fitted.total_parameters])
+np.savez(out, p=fitted.answers(texts, pairs), n=[fitted.trainable_parameters, fitted.total_parameters])
 """
 
 
@@ -355,7 +355,7 @@ def test_a_saved_baseline_gives_the_same_in_a_fresh_process(name: str, paired: b
     arguments = [str(tmp_path / "saved"), str(out), json.dumps(NEW), json.dumps(new_pairs)]
     subprocess.run([sys.executable, "-c", _FRESH, *arguments], check=True, timeout=120)
     fresh = np.load(out)
-    np.testing.assert_allclose(fresh["p"], fitted.probabilities(NEW, new_pairs), atol=1e-7)
+    np.testing.assert_allclose(fresh["p"], fitted.answers(NEW, new_pairs), atol=1e-7)
     assert fresh["n"].tolist() == [fitted.trainable_parameters, fitted.total_parameters]
 
 

@@ -365,11 +365,15 @@ def test_a_refusal_names_what_can_work(bench: Callable[[str], Bench], kind: str,
         assert len(told) > 60
 
 
-@pytest.mark.parametrize(
-    ("kind", "dtype"), [("roberta", "float32"), ("llama", "float32"), ("llama", "bfloat16")]
-)
-def test_whole_trainings_together_equal_those_alone(tmp_path: Path, kind: str, dtype: str) -> None:
-    base = tiny.open_base(f"random:{tiny.write_config(tmp_path, kind)}", dtype=dtype)
+@pytest.mark.parametrize("recomputed", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["roberta", "llama"])
+def test_whole_trainings_together_equal_those_alone(
+    tmp_path: Path, kind: str, dtype: str, recomputed: bool
+) -> None:
+    """In bf16 with weights packed, our attention and slots side by side; and with activations recomputed."""
+    config = tiny.write_config(tmp_path, kind)
+    base = tiny.open_base(f"random:{config}", dtype=dtype, gradient_checkpointing=recomputed)
     work = tiny.workload(base)
     trials = [
         tiny.trial(base, family.name, 1 + index, method=family.name, epochs=1, **family.fields)
@@ -383,7 +387,7 @@ def test_whole_trainings_together_equal_those_alone(tmp_path: Path, kind: str, d
         else:
             assert together[key].failure is ended.failure is None
             np.testing.assert_allclose(
-                together[key].answers["validation"], ended.answers["validation"], atol=0.1
+                together[key].answers["validation"], ended.answers["validation"], atol=0.02
             )
 
 

@@ -187,6 +187,7 @@ def test_hub_columns_and_class_names(tmp_path: Path) -> None:
     assert tables["train"].frame.to_dict("list") == {
         "text": texts(3, "train"),
         "label": ["world", "sports", "world"],
+        "tags": [["a"]] * 3,
     }
     assert tables["test"].frame["label"].tolist() == [None] * 3
 
@@ -212,7 +213,7 @@ def test_packaged_names_are_checked_and_the_corpus_loads() -> None:
     assert "Did you mean 'packaged:emergencies'?" in problems_of("packaged:emergency")[0]
     if not (PACKAGED["packaged:emergencies"] / "train.csv").exists():
         pytest.skip("the packaged corpus is not there")
-    assert set(read_source("packaged:emergencies", None)) == {"train", "validation", "test"}
+    assert set(read_source(DataConfig(train="packaged:emergencies"))) == {"train", "validation", "test"}
     assert load("packaged:emergencies").test is not None
 
 

@@ -78,6 +78,61 @@ def texts(count: int, seed: int, longest: int = 12) -> dict[str, list[Any]]:
     return rows
 
 
+FLAG_NAMES = ("a", "b", "e")
+
+
+def flagged(given: list[str]) -> dict[str, list[Any]]:
+    """The texts, flagged by which of `FLAG_NAMES` are frequent letters of theirs."""
+    flags = [[int(text.count(letter) > len(text) / 9) for letter in FLAG_NAMES] for text in given]
+    return {"text": given, "label": flags}
+
+
+def flag_names(split: dict[str, list[Any]]) -> list[list[str]]:
+    """The flags of every row by their names."""
+    return [[name for name, flag in zip(FLAG_NAMES, row) if flag] for row in split["label"]]
+
+
+TAGS = ("B-A", "B-D", "I-A", "O")
+
+
+def tagged(count: int, seed: int) -> dict[str, list[Any]]:
+    """Sentences whose words are tagged by their first letters; the longest have a dozen words."""
+    tokens = [text.split() for text in texts(count, seed)["text"]]
+    tags = []
+    for words in tokens:
+        kinds = ["A" if word[0] in "ab" else "D" if word[0] == "d" else None for word in words]
+        before = [None, *kinds]
+        parts = ["I" if kind == last == "A" else "B" for kind, last in zip(kinds, before)]
+        tags.append([TAGS.index(f"{p}-{k}" if k else "O") for p, k in zip(parts, kinds, strict=True)])
+    return {"tokens": tokens, "tags": tags}
+
+
+def tag_names(split: dict[str, list[Any]]) -> list[list[str]]:
+    """The tags of every row by their names."""
+    return [[TAGS[tag] for tag in row] for row in split["tags"]]
+
+
+def questions(count: int, seed: int) -> dict[str, list[Any]]:
+    """Which word stands behind the letter that is asked for? One in four asks for one that is not there."""
+    random = np.random.default_rng(seed)
+    rows: dict[str, list[Any]] = {
+        name: [] for name in ("id", "question", "context", "answer_texts", "answer_starts", "row")
+    }
+    for row in range(count):
+        words = ["".join(random.choice(list("abcde"), random.integers(1, 6))) for _ in range(1 + row % 9)]
+        letters = list(random.permutation(list("PQRSTUVWXYZ"))[: len(words) + 1])
+        context = " ".join(f"{letter} {word}" for letter, word in zip(letters, words))
+        asked = len(words) if random.random() < 0.25 else int(random.integers(len(words)))
+        found = asked < len(words)
+        rows["id"].append(f"{seed}-{row}")
+        rows["question"].append(f"{letters[asked]}?")
+        rows["context"].append(context)
+        rows["answer_texts"].append([words[asked]] if found else [])
+        rows["answer_starts"].append([context.index(letters[asked]) + 2] if found else [])
+        rows["row"].append(row)
+    return rows
+
+
 def workload(base: Base, rows: int = 26, test: bool = False, metric: str = "accuracy") -> Workload:
     """Classification of tiny texts on this base."""
     splits = {"train": texts(rows, seed=1), "validation": texts(14, seed=2)}
@@ -149,11 +204,13 @@ def run(
 
 
 def influential(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, with zeros where it is the bias of attention's keys.
+    """The tensor, with zeros where it is the bias of attention's keys, or of logits over a text's tokens.
 
     Softmax does not see it: its gradient is rounding noise, which Adam scales up to whole steps.
     """
     if name.endswith((".key.bias", ".key.base_layer.bias", ".k_lin.bias", ".k_lin.base_layer.bias")):
+        return torch.zeros_like(tensor)
+    if name.endswith("qa_outputs.bias"):
         return torch.zeros_like(tensor)
     if ".c_attn." in name and name.endswith("bias"):
         query, key, value = tensor.chunk(3)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 from tunestack.plugin.hook import when_imported
 
 if TYPE_CHECKING:
-    from tunestack.api import compare, describe, load, sweep
+    from tunestack.api import compare, compare_suite, describe, load, sweep
     from tunestack.errors import UserError
     from tunestack.methods.bottleneck_config import BottleneckConfig
 
-__all__ = ["BottleneckConfig", "UserError", "compare", "describe", "load", "sweep"]
+__all__ = ["BottleneckConfig", "UserError", "compare", "compare_suite", "describe", "load", "sweep"]
 
 _HOMES = {
     "BottleneckConfig": "methods.bottleneck_config",
     "compare": "api",
+    "compare_suite": "api",
     "describe": "api",
     "load": "api",
     "sweep": "api",
@@ -31,4 +33,6 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
+# PEFT imports bitsandbytes, which then warns that it found no optional kernels to download.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 when_imported("peft", lambda: importlib.import_module("tunestack.plugin.tuner"))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tunestack.bases import Base, load_base
 from tunestack.choice import DESCRIPTION, Description
-from tunestack.config import BaseConfig
+from tunestack.config import BaseConfig, TaskConfig
 from tunestack.errors import Problem, Problems, UserError, did_you_mean
 from tunestack.methods.base import (
     ADAPTER_CONFIG,
@@ -31,6 +31,7 @@ from tunestack.methods.sites import Host
 from tunestack.tasks.base import Task
 from tunestack.tasks.classification import SequenceClassification
 from tunestack.tasks.registry import make_task
+from tunestack.tasks.regression import Regression
 
 _PROBE = 7919
 """A number of labels that no other size of a model has: what has it is the last layer of the head."""
@@ -101,7 +102,8 @@ class SavedAdapter:
 
     def misfit(self, how: str) -> Problem:
         """The problem of an adapter that does not fit its base, with both named."""
-        base = f"{self.base.name} with {len(self.description.label_names)} labels"
+        labels = max(1, len(self.description.label_names))
+        base = f"{self.base.name} with {labels} label{'s' * (labels > 1)}"
         trained_on = self.config.base_model_name_or_path or "another base"
         return Problem(
             str(self.folder),
@@ -270,15 +272,17 @@ def method_of(folder: Path, config: PeftConfig) -> Method:
 def _describe(folder: Path, config: PeftConfig, tensors: Mapping[str, Tensor], base: Base) -> Description:
     """What `tunestack.json` would say, as far as PEFT's files and the base tell."""
     count = _count_labels(tensors, base)
-    if count < 2:
-        fix = "Regression is not supported: load it with PEFT."
-        raise UserError(Problem(str(folder), "a head with 2 labels or more", str(count), fix))
+    if count < 1:
+        fix = "Train it with its head in modules_to_save."
+        raise UserError(Problem(str(folder), "a head with a label or more", "none", fix))
     known = list((base.config.id2label or {}).values())
+    names = known if len(known) == count else [f"LABEL_{index}" for index in range(count)]
     return Description(
         kind="method",
         method=method_of(folder, config).name,
         base=base.settings,
-        label_names=known if len(known) == count else [f"LABEL_{index}" for index in range(count)],
+        task=TaskConfig(name=(SequenceClassification if count > 1 else Regression).name),
+        label_names=names if count > 1 else [],
     )
 
 

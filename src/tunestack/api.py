@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
     from tunestack.data import Description
     from tunestack.results import Results
     from tunestack.search.config import SweepConfig
+    from tunestack.stack.events import Notify
+    from tunestack.suites.results import SuiteResults
 
-__all__ = ["Predictor", "compare", "describe", "load", "sweep"]
+__all__ = ["Predictor", "compare", "compare_suite", "describe", "load", "sweep"]
 
 
 def compare(
@@ -76,8 +79,70 @@ def compare(
         return run_comparison(config, display.notify)
 
 
+def compare_suite(
+    source: str | Path,
+    *,
+    data: str | Path | None = None,
+    tasks: Sequence[str] | None = None,
+    methods: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None = None,
+    bases: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None = None,
+    seeds: int | Sequence[int] | None = None,
+    training: Mapping[str, Any] | None = None,
+    slots: int | None = None,
+    measure_costs: bool | None = None,
+    track: str | Sequence[str] | None = None,
+    output: str | Path | None = None,
+    progress: bool = True,
+) -> SuiteResults:
+    """Compare the same candidates on every task of a suite: one table, with the average.
+
+    source: a suite's name (glue), or a YAML configuration with `suite`. data: the folder with its files; by
+    default they come from the Hub. tasks: which of its tasks. The others are those of `compare`. Each task
+    is a comparison in a folder of its own inside `output`.
+
+    Returns the table, as `suite.json` holds it. Raises UserError with all problems before anything trains.
+    """
+    is_config = str(source).endswith((".yaml", ".yml"))
+    chosen = {
+        "name": None if is_config else str(source),
+        "data": None if data is None else str(data),
+        "tasks": None if tasks is None else list(tasks),
+    }
+    given = {
+        "training": training or {},
+        "methods": _several(methods),
+        "bases": _several(bases),
+        "seeds": seeds if seeds is None or isinstance(seeds, int) else list(seeds),
+        "slots": slots,
+        "measure_costs": measure_costs,
+        "track": _several(track),
+        "output": None if output is None else str(output),
+    }
+
+    from rich.console import Console
+
+    from tunestack.progress import Display
+    from tunestack.suites.base import with_choice
+    from tunestack.suites.run import plan_suite, run_suite
+
+    values = read_settings(str(source) if is_config else None, given)
+    plan = plan_suite(with_choice(values, chosen))
+    if not progress:
+        return run_suite(plan)
+
+    @contextmanager
+    def watch(title: str, metric: str) -> Iterator[Notify]:
+        with Display(Console(stderr=True), metric) as display:
+            yield display.notify
+
+    return run_suite(plan, watch)
+
+
 def comparison(values: Mapping[str, Any]) -> CompareConfig:
     """A comparison's settings. Raises UserError with everything that is wrong, data and bases included."""
+    from tunestack.suites.base import refuse_suite
+
+    refuse_suite(values)
 
     def plan(config: CompareConfig) -> object:
         from tunestack.comparison.plan import make_plan
@@ -165,7 +230,9 @@ def sweep_settings(source: str, given: Mapping[str, Any]) -> tuple[SweepConfig, 
     from tunestack.search.wandb_file import is_wandb_file, read_wandb_file
 
     is_yaml = source.endswith((".yaml", ".yml"))
-    values = read_yaml(Path(source)) if is_yaml else {"data": {"train": source}}
+    values: dict[str, Any] = read_yaml(Path(source)) if is_yaml else {"data": {"train": source}}
+    if isinstance(values.get("base"), str):  # so that a field of the base alone can be given on top
+        values["base"] = {"model": values["base"]}
     notes: tuple[str, ...] = ()
     if is_wandb_file(values):
         settings, notes = read_wandb_file(values, given)

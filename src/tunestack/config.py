@@ -42,6 +42,11 @@ class DataConfig(Settings):
     """Where the test sets lie that are named without files."""
     subset: str | None = None
     """The Hub dataset's configuration name."""
+    header: list[str] | None = None
+    """The columns of CSV and TSV files whose first line is data already."""
+    skip_bad_rows: bool = False
+    """Leave out lines with too many or too few fields, and rows without a text or a label, where they are
+    refused otherwise; the report says how many."""
     text: str = "text"
     """The column with the text."""
     text_pair: str | None = None
@@ -73,6 +78,8 @@ class TrainingConfig(Settings):
     """Passes over the training data."""
     batch_size: int = Field(default=8, ge=1)
     """Rows a step, of each trial."""
+    optim: Literal["adamw_torch", "adamw_8bit"] = "adamw_torch"
+    """AdamW; adamw_8bit keeps its two states in 8 bits (bitsandbytes), for methods that train much."""
     weight_decay: float = Field(default=0.001, ge=0)
     """Decoupled weight decay; biases and norms are left out, as transformers' Trainer does."""
     max_grad_norm: float = Field(default=0.3, ge=0)
@@ -149,6 +156,10 @@ class BaseConfig(Settings):
     """What the frozen base computes in; auto: bfloat16 where the hardware is fast at it, else float32."""
     device_map: str = "auto"
     """The device that holds the base: cpu, cuda, cuda:1, mps; auto: the fastest one found."""
+    quantize: Literal["nf4", "int8"] | None = None
+    """Keep the frozen linear layers in 4 or 8 bits (QLoRA); they compute in `dtype`. Needs bitsandbytes."""
+    double_quant: bool | None = None
+    """Of nf4: store the scales in 8 bits too (0.4 bits a weight less). Default: yes."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     trust_remote_code: bool = False
@@ -160,6 +171,12 @@ class BaseConfig(Settings):
     @classmethod
     def _bare_name(cls, value: Any) -> Any:
         return {"model": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _double_what(self) -> BaseConfig:
+        if self.double_quant is not None and self.quantize != "nf4":
+            raise ValueError("double_quant is about quantize: nf4 alone: leave it out")
+        return self
 
 
 def _counted(value: Any) -> Any:

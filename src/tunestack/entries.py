@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from tunestack.bases import Base
 from tunestack.bases.base import head_modules
 from tunestack.config import TrainingConfig
-from tunestack.errors import Problems
+from tunestack.errors import Problem, Problems, UserError
 from tunestack.methods.base import Method
 from tunestack.methods.registry import METHODS
 from tunestack.settings import validated
@@ -79,12 +79,22 @@ class BaseCheck:
 
 
 def method_config(method: Method, fields: Mapping[str, Any], check: BaseCheck | None) -> PeftConfig:
-    """A method's config from its own fields. Raises UserError for what is wrong with them.
+    """A method's config from its own fields. Raises UserError for what is wrong with them, and for a base
+    that is quantised where the method needs plain weights.
 
     check: the base; None where there is none, and only what does not depend on it is checked.
     """
     if check is None:
         return method.make_config(fields, "", [])
+    if check.base.settings.quantize is not None and not method.stacks:
+        raise UserError(
+            Problem(
+                f"{method.name} on {check.base.name}",
+                "a base with plain weights: this method needs a model of its own, in fp32",
+                f"quantize: {check.base.settings.quantize}",
+                "Leave quantize out for this base; or use a method that leaves it frozen, like lora.",
+            )
+        )
     skeleton = check.skeleton
     model_type = check.base.config.model_type
     settings = method.make_config(fields, model_type, head_modules(skeleton, model_type))

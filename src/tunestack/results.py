@@ -81,10 +81,11 @@ class SeedResult(Record):
     adapter_path: str | None = None
     failure: str | None = None
 
-    def on(self, split: str) -> SplitScores | None:
-        """What it reached on a split; None where it has no answers to that."""
+    @property
+    def scores(self) -> dict[str, SplitScores]:
+        """What it reached, by split."""
         named = {"validation": self.validation, "test": self.test}
-        return named[split] if split in named else self.tests.get(split)
+        return {name: scores for name, scores in named.items() if scores is not None} | self.tests
 
 
 class Costs(Record):
@@ -145,6 +146,11 @@ class Candidate(Record):
     costs: Costs = Costs()
     comparison: Comparison | None = None
 
+    @property
+    def summaries(self) -> dict[str, dict[str, Summary]]:
+        """What it reached over all seeds, by split; empty where it has no scores on one."""
+        return {"validation": self.validation, "test": self.test, **self.tests}
+
     def best_seed(self, metric: str) -> SeedResult | None:
         """The seed with the highest validation metric (of equals the first), of those that were saved."""
         scored = [
@@ -182,7 +188,10 @@ class DataSummary(Record):
 
 
 class HardExample(Record):
-    """A validation example that every candidate (majority aside) gets wrong with every seed."""
+    """A validation example that every candidate (majority aside) gets wrong with every seed.
+
+    What wrong means where answers can be nearly right, `Results.hard_how` says.
+    """
 
     row: int
     text: str
@@ -240,6 +249,7 @@ class Results(Record):
     candidates: list[Candidate]
     verdict: Verdict | None
     hard_examples: list[HardExample] = []
+    hard_how: str = "gets wrong"
     search: SearchSummary | None = None
     environment: dict[str, str]
     config: dict[str, Any]

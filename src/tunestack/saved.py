@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from tunestack.files import replacing, why_not_writable
 
 if TYPE_CHECKING:
     from tunestack.bases import Base
+    from tunestack.data.encode import Encoded
     from tunestack.methods.base import Method
     from tunestack.stack.stack import Stack
     from tunestack.tasks.base import Given, Split, Task
@@ -54,13 +56,29 @@ class Predictor(ABC):
         split = self._split(texts, pairs)
         return list(self.task.told(split, self.answers(split))["prediction"]) if len(texts) else []
 
+    def n_best(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, count: int | None = None
+    ) -> list[list[dict[str, Any]]]:
+        """Several answers to each text, best first, each with its prediction and score.
+
+        count: how many, at most; default as many as the task's settings say. Raises UserError for a task that
+        gives one answer alone.
+        """
+        split = self._split(texts, pairs)
+        return self._n_best(split, count) if len(texts) else []
+
     @abstractmethod
     def answers(self, split: Split) -> Given:
         """Answers to at least one example, as the task has them. split: the columns that the task reads."""
 
+    def _n_best(self, split: Split, count: int | None) -> list[list[dict[str, Any]]]:
+        found = f"{self.description.method} on the task {self.task.name}"
+        raise UserError(Problem("n_best", "what ranks several answers", found, "Use `predict`."))
+
     def _split(self, texts: Sequence[str], pairs: Sequence[str] | None) -> dict[str, Any]:
         """One or two columns of texts, as the task calls them. Raises UserError where they are no texts."""
         problems = Problems()
+        accepted = (str, list) if self.task.reads_words else str
         for name, given in (("texts", texts), ("pairs", pairs)):
             if isinstance(given, str):
                 problems.add(name, expected="a list of texts", found="a single text", fix="Put it in a list.")
@@ -68,12 +86,12 @@ class Predictor(ABC):
             others = [
                 f"{text!r} at place {place}"
                 for place, text in enumerate(() if given is None else given)
-                if not isinstance(text, str)
+                if not isinstance(text, accepted)
             ]
             if others:
                 shown = f"{others[0]}, and {len(others) - 1} more"
                 problems.add(name, expected="texts", found=shown, fix="Leave them out, or make them texts.")
-        names = list(self._columns(None))
+        names = list(self._columns())
         wanted = len(texts) if len(names) > 1 else None
         found = None if pairs is None else len(pairs)
         if wanted != found and not problems:
@@ -107,11 +125,14 @@ class Predictor(ABC):
         from tunestack.data.tables import check_rows, iter_rows
 
         _check_target(source, target, overwrite)
-        wanted = self._columns({"text": text, "text_pair": text_pair})
+        wanted = self._columns(text, text_pair)
         columns = list(wanted.values())
-        options = " and ".join(f"--{name.replace('_', '-')}" for name in wanted)
-        check_rows(source, columns, f"Choose with {options} (in Python {'=, '.join(wanted)}=).")
-        chunks = iter_rows(source, columns, chunk_rows)
+        ours = ("text", "text_pair")[: len(wanted)]
+        options = " and ".join(f"--{name.replace('_', '-')}" for name in ours)
+        words = self.task.reads_words
+        how = f"Choose with {options} (in Python {'=, '.join(ours)}=)."
+        check_rows(source, columns, how, words=words)
+        chunks = iter_rows(source, columns, chunk_rows, words)
         done = 0
         with replacing(target) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
@@ -124,23 +145,23 @@ class Predictor(ABC):
                 others = frame.reindex(columns=kept).astype(object)  # a column may end before the file does
                 values = others.where(others.notna(), "").to_numpy()
                 for row, answer in zip(values, zip(*told.values(), strict=True), strict=True):
-                    writer.writerow([*row, *map(_written, answer)])
+                    writer.writerow([*map(_kept, row), *map(_written, answer)])
                 done += len(frame)
                 yield done
 
-    def _columns(self, given: Mapping[str, str | None] | None) -> dict[str, str]:
-        """The columns in a file, by the task's names. given: those that are called otherwise there."""
-        own = {"text": self.description.text, "text_pair": self.description.text_pair}
-        known = {**own, **self.description.columns}
-        names = [
-            name for name in self.task.inputs if name not in self.task.optional or known.get(name) is not None
-        ]
-        others = {name: column for name, column in (given or {}).items() if column is not None}
-        if "text_pair" in others and "text_pair" not in names:
-            found = f"text_pair {others['text_pair']!r}"
+    def _columns(self, text: str | None = None, text_pair: str | None = None) -> dict[str, str]:
+        """The columns in a file, by the task's names. text, text_pair: those that differ there."""
+        trained = self.description
+        known = self.task.input_columns(trained.text, trained.text_pair, trained.columns)
+        if text_pair is not None and len(known) < 2:
+            found = f"text_pair {text_pair!r}"
             fix = "Leave it out."
             raise UserError(Problem("text_pair", "none: it was trained on single texts", found, fix))
-        return {name: others.get(name) or known.get(name) or name for name in names}
+        return {name: given or known[name] for name, given in zip(known, (text, text_pair))}
+
+
+def _kept(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
 
 
 def _written(value: Any) -> Any:
@@ -157,8 +178,17 @@ class _ModelPredictor(Predictor):
 
     def answers(self, split: Split) -> Given:
         """Answers to at least one example, as the task has them."""
-        encoded = self.task.encode(self._stack.work.base, split, self.description.max_length)
+        encoded = self._encoded(split)
         return self._stack.answers([self._seat], encoded)[0].given
+
+    def _n_best(self, split: Split, count: int | None) -> list[list[dict[str, Any]]]:
+        if not self.task.ranks:
+            return super()._n_best(split, count)
+        encoded = self._encoded(split)
+        return self.task.n_best(encoded, self._stack.outputs([self._seat], encoded)[0], split, count)
+
+    def _encoded(self, split: Split) -> Encoded:
+        return self.task.encode(self._stack.work.base, split, self.description.max_length)
 
 
 class _BaselinePredictor(Predictor):
@@ -170,7 +200,7 @@ class _BaselinePredictor(Predictor):
 
     def answers(self, split: Split) -> Given:
         """Answers to at least one example, as the task has them."""
-        result: Given = self._fitted.probabilities(list(split["text"]), split.get("text_pair"))
+        result: Given = self._fitted.answers(list(split["text"]), split.get("text_pair"))
         return result
 
 

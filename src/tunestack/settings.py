@@ -117,8 +117,10 @@ def read_json(kind: type[S], path: Path) -> S:
         raise UserError(Problem(str(path), expected, found, "Run again what wrote it.")) from error
 
 
-def read_settings(source: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def read_settings(source: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
     """What was asked of a comparison: in a YAML file, or with data alone, and what was given on top."""
+    if source is None:
+        return overlay({}, given)
     is_config = source.endswith((".yaml", ".yml"))
     return overlay(read_yaml(Path(source)) if is_config else {"data": {"train": source}}, given)
 

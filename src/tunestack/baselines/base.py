@@ -1,4 +1,4 @@
-"""The seam of the baselines: fit once, give probabilities, save, load. A new one is one file, one line."""
+"""The seam of the baselines: fit once, answer, save, load. A new one is one file, one line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, JsonValue
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 Tensors = dict[str, np.ndarray[Any, np.dtype[Any]]]
 
+Target = Literal["classes", "numbers", "flags"]
+"""What is to be learned: `Task.target`."""
+
 DESCRIPTION = "baseline.json"
 WEIGHTS = "baseline.safetensors"
 
@@ -37,8 +40,12 @@ class Fitted(ABC):
     total_parameters: int
 
     @abstractmethod
-    def probabilities(self, texts: Sequence[str], pairs: Sequence[str] | None) -> FloatArray:
-        """[texts, classes] in fp64; rows sum to 1. pairs: the second texts, for sentence pairs."""
+    def answers(self, texts: Sequence[str], pairs: Sequence[str] | None) -> FloatArray:
+        """Probabilities of classes [texts, classes], whose rows sum to 1; or of flags [texts, labels]; or
+        numbers [texts]. fp64.
+
+        pairs: the second texts, for sentence pairs.
+        """
 
     @abstractmethod
     def save(self, folder: Path) -> None:
@@ -48,8 +55,9 @@ class Fitted(ABC):
 class Baseline(ABC):
     """A candidate that trains no transformer. The same data gives the same result: there are no seeds.
 
-    needs_base: whether it works on a base's frozen features. targets: what it can learn (`Task.target`).
-    reads_text: whether its answers depend on the text at all. options_class: its fields and defaults.
+    needs_base: whether it works on a base's frozen features. targets: what it can learn.
+    reads_text: whether its answers depend on the text at all. options_class: its fields and defaults;
+    numbers_class: those where it learns numbers, if they differ.
     """
 
     name: ClassVar[str]
@@ -57,38 +65,45 @@ class Baseline(ABC):
     targets: ClassVar[frozenset[str]] = frozenset({"classes"})
     reads_text: ClassVar[bool] = True
     options_class: ClassVar[type[Settings]]
+    numbers_class: ClassVar[type[Settings] | None] = None
 
-    def make_options(self, fields: Mapping[str, Any], shared: Mapping[str, Any] = {}) -> Settings:
+    def make_options(
+        self, fields: Mapping[str, Any], shared: Mapping[str, Any] = {}, target: Target = "classes"
+    ) -> Settings:
         """The options from the user's fields. Raises UserError with all unknown fields and bad values.
 
         shared: what trained candidates train with; it stands in for fields that the user left out.
         """
-        return validated(self.options_class, {**self.shared_options(shared), **fields}, self.name)
+        kind = (self.numbers_class if target == "numbers" else None) or self.options_class
+        taken = {name: v for name, v in self.shared_options(shared).items() if name in kind.model_fields}
+        return validated(kind, {**taken, **fields}, self.name)
 
     def shared_options(self, shared: Mapping[str, Any]) -> dict[str, Any]:
         """The options that follow from settings of training, so that all candidates are treated alike."""
         return {}
 
-    def check_task(self, task: str, target: str | None) -> None:
-        """Raise UserError for a task that this baseline cannot do. target: what it would have to learn."""
-        if target not in self.targets:
+    def check_task(self, task: str, target: Target | None) -> Target:
+        """What it would have to learn. Raises UserError for a task that this baseline cannot do."""
+        if target is None or target not in self.targets:
             expected = "a method, or a baseline that can do this task"
             raise UserError(Problem(self.name, expected, f"the task {task}", "Leave it out."))
+        return target
 
     @abstractmethod
     def fit(
         self,
         texts: Sequence[str],
         pairs: Sequence[str] | None,
-        labels: IntArray,
+        labels: IntArray | FloatArray,
         label_count: int,
         options: Settings,
         base: Base | None,
+        target: Target = "classes",
     ) -> Fitted:
-        """Fit on labelled texts; labels [texts] are ids below `label_count`.
+        """Fit on labelled texts; labels: ids below `label_count` or numbers [texts], flags [texts, labels].
 
-        options: from `make_options`. base: where `needs_base` says so. Raises UserError for data that it
-        cannot be fitted on.
+        options: from `make_options`. base: where `needs_base` says so. target: one of `targets`. Raises
+        UserError for data that it cannot be fitted on.
         """
 
     @abstractmethod
@@ -97,10 +112,11 @@ class Baseline(ABC):
 
 
 class SavedBaseline(Settings):
-    """What `baseline.json` holds: which baseline, on which base, with which options."""
+    """What `baseline.json` holds: which baseline, on which base, with which options, what it answers."""
 
     baseline: str
     label_count: int
+    target: Target = "classes"
     base: str | None = None
     options: dict[str, JsonValue] = Field(default_factory=dict)
 

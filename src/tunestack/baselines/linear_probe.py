@@ -1,4 +1,4 @@
-"""Linear probe: logistic regression on a frozen base's mean-pooled last hidden state."""
+"""Linear probe: logistic (of numbers ridge) regression on a frozen base's mean-pooled last hidden state."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,11 +20,13 @@ from tunestack.baselines.base import (
     Baseline,
     Fitted,
     SavedBaseline,
+    Target,
     read_saved,
-    read_tensors,
     write_baseline,
 )
-from tunestack.baselines.logistic import NAMES, Logistic, LogisticOptions, fit_logistic
+from tunestack.baselines.linear import Linear, fit_linear, read_linear, target_of
+from tunestack.baselines.logistic import LogisticOptions
+from tunestack.baselines.ridge import RidgeOptions
 from tunestack.config import Settings
 from tunestack.errors import Problem, UserError
 
@@ -34,7 +37,14 @@ BATCH_TOKENS = 8192
 """Padded tokens of one batch."""
 
 
-class LinearProbeOptions(LogisticOptions):
+class FeatureOptions(Settings):
+    """How much of a text is read."""
+
+    max_length: int = Field(default=512, ge=4)
+    """Longest input in tokens; longer ones are cut."""
+
+
+class LinearProbeOptions(FeatureOptions, LogisticOptions):
     """scikit-learn's fields of LogisticRegression, and how much of a text is read.
 
     Features are many and rows often few, so the penalty is chosen by cross-validation unless it is given.
@@ -43,8 +53,9 @@ class LinearProbeOptions(LogisticOptions):
     C: float | None = Field(default=None, gt=0)
     """Inverse strength of the L2 penalty; none: chosen on the training rows, by cross-validation."""
 
-    max_length: int = Field(default=512, ge=4)
-    """Longest input in tokens; longer ones are cut."""
+
+class LinearProbeNumberOptions(FeatureOptions, RidgeOptions):
+    """scikit-learn's field of Ridge, and how much of a text is read."""
 
 
 class FeatureCache:
@@ -126,29 +137,30 @@ class Encoder:
 
 
 class FittedLinearProbe(Fitted):
-    """A logistic regression on a base's features; the standardisation is folded into its weights."""
+    """A linear model on a base's features; the standardisation is folded into its weights."""
 
-    def __init__(self, options: LinearProbeOptions, encoder: Encoder, logistic: Logistic) -> None:
+    def __init__(self, options: FeatureOptions, encoder: Encoder, linear: Linear) -> None:
         self.options = options
         self.encoder = encoder
-        self.logistic = logistic
-        self.trainable_parameters = logistic.parameters
-        self.total_parameters = logistic.parameters + encoder.parameters
+        self.linear = linear
+        self.trainable_parameters = linear.parameters
+        self.total_parameters = linear.parameters + encoder.parameters
 
-    def probabilities(self, texts: Sequence[str], pairs: Sequence[str] | None) -> FloatArray:
-        """[texts, classes] fp64."""
+    def answers(self, texts: Sequence[str], pairs: Sequence[str] | None) -> FloatArray:
+        """[texts, classes] or [texts] fp64."""
         features = self.encoder.features(texts, pairs, self.options.max_length)
-        return self.logistic.probabilities(features.astype(np.float64))
+        return self.linear.answers(features.astype(np.float64))
 
     def save(self, folder: Path) -> None:
         """Write the options, the base's name and the regression; the base itself is not copied."""
         saved = SavedBaseline(
             baseline=LinearProbe.name,
-            label_count=self.logistic.label_count,
+            label_count=self.linear.label_count,
+            target=target_of(self.linear),
             base=self.encoder.base.name,
             options=self.options.model_dump(mode="json"),
         )
-        write_baseline(folder, saved, self.logistic.tensors())
+        write_baseline(folder, saved, self.linear.tensors())
 
 
 class LinearProbe(Baseline):
@@ -156,7 +168,9 @@ class LinearProbe(Baseline):
 
     name = "linear-probe"
     needs_base = True
+    targets = frozenset({"classes", "numbers", "flags"})
     options_class = LinearProbeOptions
+    numbers_class = LinearProbeNumberOptions
 
     def shared_options(self, shared: Mapping[str, Any]) -> dict[str, Any]:
         """Texts are cut and classes weighed as in training."""
@@ -170,13 +184,14 @@ class LinearProbe(Baseline):
         self,
         texts: Sequence[str],
         pairs: Sequence[str] | None,
-        labels: IntArray,
+        labels: IntArray | FloatArray,
         label_count: int,
         options: Settings,
         base: Base | None,
+        target: Target = "classes",
     ) -> FittedLinearProbe:
         """Encode with the frozen base, standardise, fit. Raises UserError for one class only."""
-        assert isinstance(options, LinearProbeOptions)
+        assert isinstance(options, FeatureOptions)
         encoder = self._encoder(base)
         features = encoder.features(texts, pairs, options.max_length)
         return FittedLinearProbe(options, encoder, _fit_standardised(features, labels, label_count, options))
@@ -184,11 +199,11 @@ class LinearProbe(Baseline):
     def load(self, folder: Path, base: Base | None) -> FittedLinearProbe:
         """Read the regression, to be used on the base that it was fitted on."""
         saved = read_saved(folder)
-        options = self.make_options(saved.options)
-        assert isinstance(options, LinearProbeOptions)
-        logistic = Logistic.from_tensors(read_tensors(folder, *NAMES), saved.label_count)
+        options = self.make_options(saved.options, target=saved.target)
+        assert isinstance(options, FeatureOptions)
+        linear, _ = read_linear(folder, saved)
         encoder = self._encoder(base)
-        fitted, given = logistic.coef.shape[1], encoder.base.config.get_text_config().hidden_size
+        fitted, given = linear.coef.shape[-1], encoder.base.config.get_text_config().hidden_size
         if fitted != given:
             raise UserError(
                 Problem(
@@ -198,7 +213,7 @@ class LinearProbe(Baseline):
                     f"Load it on {saved.base}.",
                 )
             )
-        return FittedLinearProbe(options, encoder, logistic)
+        return FittedLinearProbe(options, encoder, linear)
 
     def _encoder(self, base: Base | None) -> Encoder:
         if base is None:
@@ -207,12 +222,12 @@ class LinearProbe(Baseline):
 
 
 def _fit_standardised(
-    features: FloatArray, labels: IntArray, label_count: int, options: LogisticOptions
-) -> Logistic:
+    features: FloatArray, labels: IntArray | FloatArray, label_count: int, options: Settings
+) -> Linear:
     """Fit on features of mean 0 and variance 1, and express the result in the features as they are."""
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler()
-    fitted = fit_logistic(scaler.fit_transform(features.astype(np.float64)), labels, label_count, options)
+    fitted = fit_linear(scaler.fit_transform(features.astype(np.float64)), labels, label_count, options)
     coef = fitted.coef / scaler.scale_
-    return Logistic(coef, fitted.intercept - coef @ scaler.mean_, fitted.classes, label_count)
+    return replace(fitted, coef=coef, intercept=fitted.intercept - coef @ scaler.mean_)

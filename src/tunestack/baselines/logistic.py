@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from pydantic import Field
@@ -48,8 +48,8 @@ class Logistic:
         """How many numbers were fitted."""
         return int(self.coef.size + self.intercept.size)
 
-    def probabilities(self, features: Any) -> FloatArray:
-        """[rows, label_count] fp64, for dense or sparse features [rows, features]."""
+    def answers(self, features: Any) -> FloatArray:
+        """Probabilities [rows, label_count] fp64, for dense or sparse features [rows, features]."""
         from scipy.special import softmax
 
         scores = np.asarray(features @ self.coef.T) + self.intercept
@@ -64,7 +64,7 @@ class Logistic:
         return {name: getattr(self, name) for name in NAMES}
 
     @classmethod
-    def from_tensors(cls, tensors: Tensors, label_count: int) -> Logistic:
+    def from_tensors(cls, tensors: Tensors, label_count: int) -> Self:
         """What `tensors` gave."""
         return cls(tensors["coef"], tensors["intercept"], tensors["classes"], label_count)
 

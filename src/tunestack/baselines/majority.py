@@ -1,4 +1,4 @@
-"""Majority class: every text gets the share that each class has in training."""
+"""Majority class: every text gets the share that each class or label has in training; of numbers the mean."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from tunestack.baselines.base import (
     Baseline,
     Fitted,
     SavedBaseline,
+    Target,
+    read_saved,
     read_tensors,
     write_baseline,
 )
@@ -27,19 +29,21 @@ class MajorityOptions(Settings):
 
 
 class FittedMajority(Fitted):
-    """Class shares, [classes] fp64."""
+    """prior: shares of classes or labels, or of numbers their mean [1]; fp64."""
 
-    def __init__(self, prior: FloatArray) -> None:
+    def __init__(self, prior: FloatArray, target: Target) -> None:
         self.prior = prior
+        self.target = target
         self.trainable_parameters = self.total_parameters = len(prior)
 
-    def probabilities(self, texts: Sequence[str], pairs: Sequence[str] | None) -> FloatArray:
-        """The same row for every text."""
-        return np.tile(self.prior, (len(texts), 1))
+    def answers(self, texts: Sequence[str], pairs: Sequence[str] | None) -> FloatArray:
+        """The same for every text."""
+        same = np.tile(self.prior, (len(texts), 1))
+        return same[:, 0] if self.target == "numbers" else same
 
     def save(self, folder: Path) -> None:
-        """Write the shares."""
-        saved = SavedBaseline(baseline=Majority.name, label_count=len(self.prior))
+        """Write the shares, or the mean."""
+        saved = SavedBaseline(baseline=Majority.name, label_count=len(self.prior), target=self.target)
         write_baseline(folder, saved, {"prior": self.prior})
 
 
@@ -47,6 +51,7 @@ class Majority(Baseline):
     """What any model must beat; on equal shares the lower class id wins."""
 
     name = "majority"
+    targets = frozenset({"classes", "numbers", "flags"})
     reads_text = False
     options_class = MajorityOptions
 
@@ -54,14 +59,19 @@ class Majority(Baseline):
         self,
         texts: Sequence[str],
         pairs: Sequence[str] | None,
-        labels: IntArray,
+        labels: IntArray | FloatArray,
         label_count: int,
         options: Settings,
         base: Base | None,
+        target: Target = "classes",
     ) -> FittedMajority:
-        """Count."""
-        return FittedMajority(np.bincount(labels, minlength=label_count) / len(labels))
+        """Count, or take the mean."""
+        if target == "numbers":
+            return FittedMajority(np.asarray([np.mean(labels)]), target)
+        if target == "flags":
+            return FittedMajority(np.mean(labels, axis=0), target)
+        return FittedMajority(np.bincount(labels, minlength=label_count) / len(labels), target)
 
     def load(self, folder: Path, base: Base | None) -> FittedMajority:
-        """Read the shares."""
-        return FittedMajority(read_tensors(folder, "prior")["prior"])
+        """Read the shares, or the mean."""
+        return FittedMajority(read_tensors(folder, "prior")["prior"], read_saved(folder).target)

@@ -1,4 +1,4 @@
-"""TF-IDF of word n-grams and logistic regression: minutes of work saved, or the bar to clear."""
+"""TF-IDF of word n-grams and a linear model: minutes of work saved, or the bar to clear."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from tunestack.baselines.base import (
     Baseline,
     Fitted,
     SavedBaseline,
+    Target,
     read_json,
     read_saved,
-    read_tensors,
     unreadable,
     write_baseline,
 )
-from tunestack.baselines.logistic import NAMES, Logistic, LogisticOptions, fit_logistic
+from tunestack.baselines.linear import Linear, fit_linear, read_linear, target_of
+from tunestack.baselines.logistic import LogisticOptions
+from tunestack.baselines.ridge import RidgeOptions
 from tunestack.config import Settings
 from tunestack.errors import Problem, UserError
 from tunestack.files import write_json
@@ -33,8 +35,8 @@ if TYPE_CHECKING:
 VOCABULARY = "vocabulary.json"
 
 
-class TfidfOptions(LogisticOptions):
-    """scikit-learn's fields of TfidfVectorizer and LogisticRegression."""
+class TermOptions(Settings):
+    """scikit-learn's fields of TfidfVectorizer."""
 
     ngram_range: tuple[int, int] = (1, 2)
     """Shortest and longest n-gram."""
@@ -70,35 +72,46 @@ class TfidfOptions(LogisticOptions):
         raise ValueError("a count of texts (an integer of at least 1) or a share of them (0.0 to 1.0)")
 
 
-class FittedTfidf(Fitted):
-    """A vocabulary in column order, its inverse document frequencies, and the logistic regression."""
+class TfidfOptions(TermOptions, LogisticOptions):
+    """scikit-learn's fields of TfidfVectorizer and LogisticRegression."""
 
-    def __init__(self, options: TfidfOptions, vectorizer: TfidfVectorizer, logistic: Logistic) -> None:
+
+class TfidfNumberOptions(TermOptions, RidgeOptions):
+    """scikit-learn's fields of TfidfVectorizer and Ridge."""
+
+
+class FittedTfidf(Fitted):
+    """A vocabulary in column order, its inverse document frequencies, and the linear model."""
+
+    def __init__(self, options: TermOptions, vectorizer: TfidfVectorizer, linear: Linear) -> None:
         self.options = options
         self.vectorizer = vectorizer
-        self.logistic = logistic
-        self.trainable_parameters = self.total_parameters = logistic.parameters + len(vectorizer.idf_)
+        self.linear = linear
+        self.trainable_parameters = self.total_parameters = linear.parameters + len(vectorizer.idf_)
 
-    def probabilities(self, texts: Sequence[str], pairs: Sequence[str] | None) -> FloatArray:
-        """[texts, classes] fp64."""
-        return self.logistic.probabilities(self.vectorizer.transform(_documents(texts, pairs)))
+    def answers(self, texts: Sequence[str], pairs: Sequence[str] | None) -> FloatArray:
+        """[texts, classes] or [texts] fp64."""
+        return self.linear.answers(self.vectorizer.transform(_documents(texts, pairs)))
 
     def save(self, folder: Path) -> None:
         """Write the vocabulary as JSON and the numbers as safetensors."""
         saved = SavedBaseline(
             baseline=Tfidf.name,
-            label_count=self.logistic.label_count,
+            label_count=self.linear.label_count,
+            target=target_of(self.linear),
             options=self.options.model_dump(mode="json"),
         )
-        write_baseline(folder, saved, {"idf": self.vectorizer.idf_, **self.logistic.tensors()})
+        write_baseline(folder, saved, {"idf": self.vectorizer.idf_, **self.linear.tensors()})
         write_json(folder / VOCABULARY, self.vectorizer.get_feature_names_out().tolist())
 
 
 class Tfidf(Baseline):
-    """TfidfVectorizer and LogisticRegression; sentence pairs are joined to one text."""
+    """TfidfVectorizer and LogisticRegression, or Ridge; sentence pairs are joined to one text."""
 
     name = "tfidf"
+    targets = frozenset({"classes", "numbers", "flags"})
     options_class = TfidfOptions
+    numbers_class = TfidfNumberOptions
 
     def shared_options(self, shared: Mapping[str, Any]) -> dict[str, Any]:
         """The loss weighs classes as it does in training."""
@@ -108,13 +121,14 @@ class Tfidf(Baseline):
         self,
         texts: Sequence[str],
         pairs: Sequence[str] | None,
-        labels: IntArray,
+        labels: IntArray | FloatArray,
         label_count: int,
         options: Settings,
         base: Base | None,
+        target: Target = "classes",
     ) -> FittedTfidf:
         """Fit both. Raises UserError where no term is left, or one class only."""
-        assert isinstance(options, TfidfOptions)
+        assert isinstance(options, TermOptions)
         vectorizer = _vectorizer(options)
         try:
             features = vectorizer.fit_transform(_documents(texts, pairs))
@@ -127,26 +141,26 @@ class Tfidf(Baseline):
                     "Lower min_df, raise max_df, or give more texts.",
                 )
             ) from error
-        return FittedTfidf(options, vectorizer, fit_logistic(features, labels, label_count, options))
+        return FittedTfidf(options, vectorizer, fit_linear(features, labels, label_count, options))
 
     def load(self, folder: Path, base: Base | None) -> FittedTfidf:
-        """Build the vectorizer and the regression from the files."""
+        """Build the vectorizer and the linear model from the files."""
         saved = read_saved(folder)
-        options = self.make_options(saved.options)
-        assert isinstance(options, TfidfOptions)
-        tensors = read_tensors(folder, "idf", *NAMES)
+        options = self.make_options(saved.options, target=saved.target)
+        assert isinstance(options, TermOptions)
+        linear, tensors = read_linear(folder, saved, "idf")
         terms = read_json(folder / VOCABULARY)
         if len(terms) != len(tensors["idf"]):
             raise unreadable(folder / VOCABULARY, f"{len(terms)} terms for {len(tensors['idf'])} weights")
         vectorizer = _vectorizer(options, vocabulary=terms)
         vectorizer.idf_ = tensors["idf"]
-        return FittedTfidf(options, vectorizer, Logistic.from_tensors(tensors, saved.label_count))
+        return FittedTfidf(options, vectorizer, linear)
 
 
-def _vectorizer(options: TfidfOptions, vocabulary: list[str] | None = None) -> TfidfVectorizer:
+def _vectorizer(options: TermOptions, vocabulary: list[str] | None = None) -> TfidfVectorizer:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    fields: dict[str, Any] = options.model_dump(exclude=set(LogisticOptions.model_fields))
+    fields: dict[str, Any] = options.model_dump(include=set(TermOptions.model_fields))
     return TfidfVectorizer(**fields, vocabulary=vocabulary, dtype=np.float64)
 
 

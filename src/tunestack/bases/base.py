@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,8 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
+from transformers.quantizers.base import get_keys_to_not_convert
 
-from tunestack.bases import attention
+from tunestack.bases import attention, quantised
 from tunestack.bases.frozen import pack_linears
 from tunestack.bases.layout import LAYOUTS
 from tunestack.bases.sources import Source, load_tokenizer, resolve
@@ -100,12 +101,16 @@ class Base:
     ) -> LoadedModel:
         """Load the weights in evaluation mode, with a fast attention where there is one.
 
-        dtype: default the base's own. Raises UserError where weights cannot be read.
+        dtype: default the base's own; a quantised base has no other. Raises UserError where weights cannot be
+        read.
         """
-        model, missing, mismatched = self.source.load_weights(
-            auto_class, config, dtype or self.dtype, self.settings
-        )
-        model.to(self.device)  # type: ignore[arg-type]
+        if self.settings.quantize is not None:
+            model, missing, mismatched = self._load_quantised(auto_class, config)
+        else:
+            model, missing, mismatched = self.source.load_weights(
+                auto_class, config, dtype or self.dtype, self.settings
+            )
+            model.to(self.device)  # type: ignore[arg-type]
         # Where transformers chose another kernel, the model needs something that ours does not have.
         if self.device.type == "cpu" and model.config._attn_implementation == "sdpa":
             model.set_attn_implementation(attention.register())
@@ -123,6 +128,38 @@ class Base:
         fresh = _owners([*missing, *mismatched])
         pack_linears(model, [*head, *fresh])
         return LoadedModel(model, tuple(head), frozenset(head if self.source.random else fresh))
+
+    def load_plain(
+        self, auto_class: type[_BaseAutoModelClass], config: PretrainedConfig, dtype: torch.dtype
+    ) -> LoadedModel:
+        """The model with ordinary layers in this dtype; a quantised base with the values it computes with."""
+        if self.settings.quantize is None:
+            return self.load_model(auto_class, config, dtype)
+        loaded = self.load_model(auto_class, config)
+        settings = self.settings.model_copy(update={"quantize": None, "double_quant": None})
+        plain = replace(self, settings=settings).load_model(auto_class, config, dtype)
+        quantised.copy_values(loaded.model, plain.model)
+        return plain
+
+    def _load_quantised(
+        self, auto_class: type[_BaseAutoModelClass], config: PretrainedConfig
+    ) -> tuple[PreTrainedModel, list[str], list[str]]:
+        """As `Source.load_weights`; what every trial trains whole, or embeddings share, is left as it is.
+
+        What the checkpoint lacks is known only when it is read: where that is a layer that was to be
+        quantised (a pooler), it is read again.
+        """
+        skeleton = self.skeleton(auto_class, config)
+        plain = {*head_modules(skeleton, self.config.model_type), *get_keys_to_not_convert(skeleton)}
+        while True:
+            options = quantised.load_options(self.settings, self.dtype, self.device, plain)
+            found = self.source.load_weights(auto_class, config, self.dtype, self.settings, options)
+            model, missing, mismatched = found
+            fresh = _owners([*missing, *mismatched]).intersection(quantised.stored_layers(model))
+            if not fresh:
+                quantised.take_over(model, self.dtype)
+                return found
+            plain |= fresh
 
     def _refuse_other_sizes(self, mismatched: list[str]) -> None:
         """A head for other labels is drawn afresh; a body of other sizes is not this model."""
@@ -217,6 +254,7 @@ def load_base(settings: BaseConfig) -> Base:
     config = source.load_config(settings)
     tokenizer = load_tokenizer(source, config, settings)
     device = choose_device(settings.device_map)
+    quantised.check_quantised(settings, config, device)
     dtype = DTYPES.get(settings.dtype) or fast_dtype(device)
     return Base(settings.model, settings, source, config, tokenizer, device, dtype)
 

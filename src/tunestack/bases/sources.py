@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -103,29 +105,39 @@ class Source:
         config: PretrainedConfig,
         dtype: torch.dtype,
         settings: BaseConfig,
+        options: Mapping[str, Any] = MappingProxyType({}),
     ) -> tuple[PreTrainedModel, list[str], list[str]]:
         """A model with its weights, the parameters that these lack, and those that they hold in other shapes.
 
-        Raises UserError where weights cannot be read.
+        options: for `from_pretrained`, such as how to quantise. Raises UserError where weights cannot be
+        read.
         """
+        loader: Any = auto_class
+        read: dict[str, Any] = {
+            "trust_remote_code": settings.trust_remote_code,
+            "revision": settings.revision,
+        }
+        location: str | None = self.location
         if self.random:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(RANDOM_SEED)
-                trust = settings.trust_remote_code
-                return auto_class.from_config(config, trust_remote_code=trust).to(dtype), [], []
+                drawn = auto_class.from_config(config, trust_remote_code=settings.trust_remote_code).to(dtype)
+            if not options:
+                return drawn, [], []
+            loader, location, read = type(drawn), None, {"state_dict": drawn.state_dict()}
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()  # a head that the weights lack is no news: every trial draws its own
         logging.disable_progress_bar()
         try:
-            model, info = auto_class.from_pretrained(
-                self.location,
+            model, info = loader.from_pretrained(
+                location,
                 config=config,
                 dtype=dtype,
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
-                trust_remote_code=settings.trust_remote_code,
-                revision=settings.revision,
+                **read,
+                **options,
             )
         except (OSError, ValueError, SafetensorError) as error:
             raise _unavailable(settings.model, error) from error

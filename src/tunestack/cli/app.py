@@ -16,6 +16,7 @@ from tunestack.cli.options import (
     Label,
     Labels,
     PositiveLabel,
+    Quantize,
     Source,
     SplitSeed,
     Subset,
@@ -27,10 +28,11 @@ from tunestack.cli.options import (
     TrainSize,
     Validation,
 )
+from tunestack.cli.suite import SuiteData, SuiteName, SuiteTasks, compare_suite, with_suite
 from tunestack.cli.sweep import sweep
 from tunestack.cli.terminal import console, errors, say, told_to_users
 from tunestack.cli.trained import export, predict, report
-from tunestack.errors import UserError
+from tunestack.errors import Problem, UserError
 
 if TYPE_CHECKING:
     from tunestack.config import DataConfig
@@ -61,13 +63,16 @@ def options(
 @app.command()
 def compare(
     source: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="CONFIG.yaml|DATA",
             help="A configuration, or labelled text: a file, a folder, a Hub data set id.",
             show_default=False,
         ),
-    ],
+    ] = None,
+    suite: SuiteName = None,
+    data: SuiteData = None,
+    tasks: SuiteTasks = None,
     train: Annotated[
         str | None, typer.Option(help="Data in place of what CONFIG.yaml names.", show_default=False)
     ] = None,
@@ -118,6 +123,7 @@ def compare(
         str | None,
         typer.Option(help="auto, float32, bfloat16: what frozen bases compute in.", show_default=False),
     ] = None,
+    quantize: Quantize = None,
     trust_remote_code: Annotated[
         list[str] | None,
         typer.Option(help="Name a base whose own code may run; repeat.", show_default=False),
@@ -175,7 +181,17 @@ def compare(
         from tunestack.api import comparison
         from tunestack.settings import read_settings
 
-        config = comparison(_with_base_flags(read_settings(source, flags), dtype, trust_remote_code or []))
+        if source is None and suite is None:
+            fix = "Name one: tunestack compare data.csv, or --suite glue."
+            raise UserError(Problem("compare", "a configuration, data, or a suite", "none", fix))
+        each = {"dtype": dtype, "quantize": quantize}
+        values = _with_base_flags(read_settings(source, flags), each, trust_remote_code or [])
+        values = with_suite(values, suite, data, tasks)
+        if "suite" in values:
+            if not compare_suite(values):
+                raise typer.Exit(1)
+            return
+        config = comparison(values)
 
         from tunestack.comparison.run import run_comparison
         from tunestack.progress import Display
@@ -326,9 +342,9 @@ def tasks() -> None:
     console.print(table)
 
 
-def _with_base_flags(values: dict[str, Any], dtype: str | None, trusted: list[str]) -> dict[str, Any]:
+def _with_base_flags(values: dict[str, Any], each: dict[str, Any], trusted: list[str]) -> dict[str, Any]:
     """Settings with the flags that are about each base. Raises UserError for trusting one not among them."""
-    from tunestack.errors import Problem, did_you_mean
+    from tunestack.errors import did_you_mean
 
     bases = values.get("bases", [])
     if not isinstance(bases, list):
@@ -341,7 +357,7 @@ def _with_base_flags(values: dict[str, Any], dtype: str | None, trusted: list[st
 
     def flagged(entry: Any) -> Any:
         trust = {"trust_remote_code": True} if entry.get("model") in trusted else {}
-        return {**entry, **_given({"dtype": dtype}), **trust}
+        return {**entry, **_given(each), **trust}
 
     return {**values, "bases": [flagged(entry) if isinstance(entry, dict) else entry for entry in entries]}
 

@@ -53,6 +53,10 @@ Bases = Annotated[
         "--base", help="Hub id, folder, packaged:NAME or random:CONFIG.json; repeat.", show_default=False
     ),
 ]
+Quantize = Annotated[
+    str | None,
+    typer.Option(help="nf4 or int8: keep frozen bases in 4 or 8 bits (QLoRA).", show_default=False),
+]
 Track = Annotated[
     list[str] | None,
     typer.Option("--track", help="Tell a tracker: mlflow, tensorboard, wandb; repeat.", show_default=False),

@@ -12,6 +12,7 @@ from tunestack.cli.options import (
     Label,
     Labels,
     PositiveLabel,
+    Quantize,
     SplitSeed,
     Subset,
     Task,
@@ -98,6 +99,7 @@ def sweep(
     seed: Annotated[
         int | None, typer.Option(help="Of the search and of every trial. [default: 0]", show_default=False)
     ] = None,
+    quantize: Quantize = None,
     slots: Annotated[
         int | None, typer.Option(help="Trials that train together at most.", show_default=False)
     ] = None,
@@ -132,7 +134,7 @@ def sweep(
             "group_duplicates": group_duplicates,
         },
         "training": {"epochs": epochs, "batch_size": batch_size, "max_length": max_length},
-        "base": base,
+        "base": base if quantize is None else {"model": base, "quantize": quantize},
         "methods": method or None,
         "trials": trials,
         "sampler": sampler,

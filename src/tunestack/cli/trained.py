@@ -104,9 +104,9 @@ def export(
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="A run folder with results.json.")],
+    run: Annotated[Path, typer.Argument(help="A run folder with results.json, or suite.json.")],
 ) -> None:
-    """Write report.html and leaderboard.md anew from results.json."""
+    """Write report.html and leaderboard.md anew from results.json; of a suite its page and table."""
     with told_to_users():
         from tunestack.errors import Problem
         from tunestack.report.html import write_report
@@ -114,6 +114,13 @@ def report(
         from tunestack.results import Results
         from tunestack.settings import read_json
 
+        if (run / "suite.json").is_file():
+            from tunestack.report.suite import write_suite_report
+            from tunestack.suites.results import SuiteResults
+
+            write_suite_report(read_json(SuiteResults, run / "suite.json"), run)
+            say(console, str(run / "suite.html"))
+            return
         if not (run / "results.json").is_file():
             raise UserError(
                 Problem(str(run), "a run folder", "no results.json in it", "Finish the run first.")

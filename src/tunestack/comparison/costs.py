@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
+from tunestack.bases.quantised import parameters_in
 from tunestack.comparison.plan import BaselineCandidate, MethodCandidate, Plan, make_plan, texts_of
 from tunestack.config import CompareConfig
 from tunestack.results import Costs
@@ -92,7 +93,8 @@ def _measure_method(plan: Plan, candidate: MethodCandidate) -> Costs:
 
     trained = sum(parameter.numel() for parameter in slot.adapter.parameters.values())
     ours = {id(parameter) for parameter in slot.adapter.parameters.values()}
-    held = sum(parameter.numel() for parameter in loaded.model.parameters() if id(parameter) not in ours)
+    own = sum(parameter.numel() for parameter in loaded.model.parameters() if id(parameter) in ours)
+    held = parameters_in(loaded.model) - own
     return Costs(
         train_seconds=seconds * total_steps,
         seconds_per_step=seconds,
@@ -113,11 +115,12 @@ def _measure_baseline(plan: Plan, candidate: BaselineCandidate) -> Costs:
         importlib.import_module(f"sklearn.{library}")
     memory = _Memory(base.device.type if base else "cpu")
     start = time.perf_counter()
-    fitted = candidate.baseline.fit(*texts, labels, len(plan.data.label_names), candidate.options, base)
+    classes = len(plan.data.label_names)
+    fitted = candidate.baseline.fit(*texts, labels, classes, candidate.options, base, candidate.target)
     seconds = time.perf_counter() - start
 
     def answer(split: Split) -> None:
-        fitted.probabilities(split["text"], split.get("text_pair"))
+        fitted.answers(split["text"], split.get("text_pair"))
 
     return Costs(
         train_seconds=seconds,

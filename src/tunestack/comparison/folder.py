@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +82,13 @@ class RunFolder:
         """Where the weights of one trial go."""
         return self._seed(name, seed) / "adapter"
 
-    def describe(self, folder: Path, candidate: MethodCandidate | BaselineCandidate) -> None:
-        """Write beside the weights what a tool needs to predict with them."""
+    def describe(
+        self, folder: Path, candidate: MethodCandidate | BaselineCandidate, decided: Mapping[str, Any] = {}
+    ) -> None:
+        """Write beside the weights what a tool needs to predict with them.
+
+        decided: settings of the task that validation decided.
+        """
         config, data = self.plan.config, self.plan.config.data
         training = candidate.training if isinstance(candidate, MethodCandidate) else config.training
         base = self.plan.bases[candidate.base].settings if candidate.base else None
@@ -91,7 +96,7 @@ class RunFolder:
             kind=candidate.kind,
             method=candidate.method_name,
             base=base,
-            task=config.task,
+            task=config.task.model_copy(update={"options": {**config.task.options, **decided}}),
             label_names=list(self.plan.data.label_names),
             text=data.text,
             text_pair=data.text_pair,
@@ -124,9 +129,8 @@ class RunFolder:
 
     def answers(self, result: SeedResult, split: str) -> Given:
         """What a finished trial answered, as saved: [examples, ...]."""
-        scores = result.on(split)
-        assert scores is not None
-        frame = pd.read_csv(self.path / scores.predictions_path, dtype=str, keep_default_na=False)
+        path = self.path / result.scores[split].predictions_path
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
         return self.plan.task.read(frame)
 
     def costs(self, name: str) -> Costs | None:

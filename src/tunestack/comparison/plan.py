@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from peft import PeftConfig
 
-from tunestack.baselines.base import Baseline
+from tunestack.baselines.base import Baseline, Target
 from tunestack.baselines.registry import BASELINES
 from tunestack.bases import Base, load_base
 from tunestack.comparison.checks import check_class_weights, check_metric, check_names, check_output
@@ -22,6 +22,7 @@ from tunestack.errors import Problems, did_you_mean
 from tunestack.files import slug
 from tunestack.methods.base import Method
 from tunestack.methods.registry import METHODS
+from tunestack.stack.optim import check_optimizer
 from tunestack.stack.slot import Trial
 from tunestack.tasks.base import Task
 from tunestack.tasks.registry import TASKS, open_task
@@ -89,6 +90,7 @@ class BaselineCandidate:
     base: str | None
     baseline: Baseline
     options: Settings
+    target: Target = "classes"
     kind: ClassVar[Literal["method", "baseline"]] = "baseline"
 
     @property
@@ -119,6 +121,9 @@ def make_plan(config: CompareConfig) -> Plan:
     check_metric(config.metric, task.metrics if data else task.possible_metrics(), problems)
     candidates = list(_candidates(config, bases, task, problems))
     check_names([candidate.name for candidate in candidates], problems)
+    for candidate in candidates:
+        if isinstance(candidate, MethodCandidate):
+            problems.attempt(check_optimizer, candidate.training.optim, bases[candidate.base].device)
     if data:
         own = {c.name: c.training for c in candidates if isinstance(c, MethodCandidate)}
         check_class_weights(config.training, own, task, problems)
@@ -184,7 +189,7 @@ def _open_bases(config: CompareConfig, problems: Problems) -> dict[str, Base]:
     for name in sorted({name for name in names if names.count(name) > 1}):
         problems.add(
             "bases",
-            expected="each base once, or with different dtypes",
+            expected="each base once, or with different dtype or quantize",
             found=f"{name!r} {names.count(name)} times",
             fix="Remove one, or compare them in runs of their own.",
         )
@@ -204,9 +209,14 @@ def _open_bases(config: CompareConfig, problems: Problems) -> dict[str, Base]:
 
 
 def _base_name(settings: BaseConfig, among: list[BaseConfig]) -> str:
-    """The name users know a base by; dtype added where the same one is there twice."""
-    twice = sum(other.model == settings.model for other in among) > 1
-    return f"{settings.model} {settings.dtype}" if twice else settings.model
+    """The name users know a base by, with the settings that tell it from the same one there once more."""
+    same = [other for other in among if other.model == settings.model]
+    parts: list[str | None] = [settings.model]
+    if len({other.dtype for other in same}) > 1:
+        parts.append(settings.dtype)
+    if len({(other.quantize, other.double_quant) for other in same}) > 1:
+        parts += [settings.quantize, "single" if settings.double_quant is False else None]
+    return " ".join(filter(None, parts))
 
 
 def _needs_base(entry: MethodConfig) -> bool:
@@ -296,9 +306,10 @@ def _candidate(
         if check is not None:
             _ = check.skeleton  # a base that cannot be a classifier is told of
         baseline = BASELINES[variant.method]
-        baseline.check_task(task.name, task.target)
+        target = baseline.check_task(task.name, task.target)
         shared = training.model_dump() if training is not None else {}
-        yield BaselineCandidate(name, base, baseline, baseline.make_options(variant.fields, shared))
+        options = baseline.make_options(variant.fields, shared, target)
+        yield BaselineCandidate(name, base, baseline, options, target)
         return
     method = METHODS[variant.method]
     fields, _ = split_fields(variant.fields)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import shutil
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,7 +22,6 @@ from tunestack.comparison.statistics import compare_to_best, summarize
 from tunestack.comparison.track import conclusion, track
 from tunestack.comparison.verdict import decide
 from tunestack.config import CompareConfig
-from tunestack.data import TextData
 from tunestack.environment import environment
 from tunestack.errors import UserError
 from tunestack.executors.local import LocalExecutor
@@ -46,8 +44,12 @@ def run_comparison(config: CompareConfig, notify: Notify = lambda event: None) -
     notify: is told of everything that happens. Raises UserError before training if the settings cannot
     work. Interrupted, it leaves a folder that the same call resumes.
     """
-    plan = make_plan(config)
-    folder = RunFolder.open(plan)
+    return run_plan(make_plan(config), notify)
+
+
+def run_plan(plan: Plan, notify: Notify = lambda event: None) -> Results:
+    """The same, of a comparison that is planned already."""
+    config, folder = plan.config, RunFolder.open(plan)
     with folder.alone(), track(plan, notify) as tracking:
         for candidate in plan.candidates:
             if isinstance(candidate, BaselineCandidate):
@@ -75,7 +77,12 @@ def _run_baseline(candidate: BaselineCandidate, plan: Plan, folder: RunFolder, t
     train = plan.data.train
     try:
         fitted = candidate.baseline.fit(
-            *texts_of(train), np.asarray(train["label"]), len(plan.data.label_names), candidate.options, base
+            *texts_of(train),
+            np.asarray(train["label"]),
+            len(plan.data.label_names),
+            candidate.options,
+            base,
+            candidate.target,
         )
     except UserError as error:  # the data does not suit this one: the others go on
         result = SeedResult(seed=BASELINE_SEED, failure=str(error))
@@ -86,7 +93,7 @@ def _run_baseline(candidate: BaselineCandidate, plan: Plan, folder: RunFolder, t
     fitted.save(path)
     folder.describe(path, candidate)
     answers = {
-        split: fitted.probabilities(*texts_of(dataset))
+        split: fitted.answers(*texts_of(dataset))
         for split, dataset in plan.data.splits().items()
         if split != "train"
     }
@@ -137,7 +144,7 @@ def save_outcome(outcome: Outcome, candidate: MethodCandidate, seed: int, folder
     base = folder.plan.bases[candidate.base]
     candidate.method.save(path, slot.config, slot.adapter, outcome.host, base.name)
     base.tokenizer.save_pretrained(str(path))
-    folder.describe(path, candidate)
+    folder.describe(path, candidate, outcome.decided)
     update = {"best_epoch": slot.progress.best_epoch, "adapter_path": folder.relative(path)}
     result = result.model_copy(update=update)
     return folder.finish(candidate.name, result, dict(outcome.answers), outcome.trial.key)
@@ -193,7 +200,9 @@ def collect(plan: Plan, folder: RunFolder) -> Results:
             if all(seed.test is not None for seed in trained):
                 candidate.test = summarize(_answers(plan, folder, trained, "test"))
             candidate.tests = {
-                name: summarize(_answers(plan, folder, trained, name)) for name in plan.data.tests
+                name: summarize(_answers(plan, folder, trained, name))
+                for name in plan.data.tests
+                if all(name in seed.scores for seed in trained)
             }
         candidates.append(candidate)
     compared = compare_to_best(validation, plan.config.metric) if len(validation) > 1 else {}
@@ -203,10 +212,11 @@ def collect(plan: Plan, folder: RunFolder) -> Results:
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         metric=plan.config.metric,
         task=plan.task.name,
-        data=_data_summary(plan.data, plan),
+        data=_data_summary(plan, [*_cut_texts(plan), *_remarks(plan, candidates)]),
         candidates=candidates,
-        verdict=decide(candidates, plan.task.metrics[plan.config.metric]),
+        verdict=decide(candidates, plan.task.metrics[plan.config.metric], plan.task.constant),
         hard_examples=_hard_examples(plan, folder, candidates),
+        hard_how=plan.task.misses,
         environment=environment(),
         config=plan.config.model_dump(mode="json"),
     )
@@ -217,15 +227,27 @@ def _answers(plan: Plan, folder: RunFolder, seeds: list[SeedResult], split: str)
     return plan.task.answers(plan.data.splits()[split], given)
 
 
-def _data_summary(data: TextData, plan: Plan) -> DataSummary:
-    splits = data.splits()
+def _data_summary(plan: Plan, warnings: list[str]) -> DataSummary:
+    data, splits = plan.data, plan.data.splits()
     return DataSummary(
         source=data.source,
         rows={name: len(split) for name, split in splits.items()},
         label_names=list(data.label_names),
         label_counts={name: plan.task.label_counts(split) for name, split in splits.items()},
-        warnings=[*data.warnings, *_cut_texts(plan)],
+        warnings=[*data.warnings, *warnings],
     )
+
+
+def _remarks(plan: Plan, candidates: Sequence[Candidate]) -> list[str]:
+    """What the task has to say of each candidate's metrics."""
+    sentences = []
+    for candidate in candidates:
+        means = {
+            split: {name: summary.mean for name, summary in summaries.items()}
+            for split, summaries in candidate.summaries.items()
+        }
+        sentences += [f"{candidate.name}: {sentence}" for sentence in plan.task.remarks(means)]
+    return sentences
 
 
 def _cut_texts(plan: Plan) -> list[str]:
@@ -243,7 +265,9 @@ def _cut_texts(plan: Plan) -> list[str]:
         splits = plan.data.splits().values()
         cut = sum(plan.task.encode(base, split, limit).truncated for split in splits)
         if cut:
-            sentences.append(f"{cut:,} texts are cut at {limit} tokens of {name} for {', '.join(names)}.")
+            sentences.append(
+                f"{cut:,} texts are {plan.task.long_texts} {limit} tokens of {name} for {', '.join(names)}."
+            )
     return sentences
 
 
@@ -263,7 +287,7 @@ def _hard_examples(plan: Plan, folder: RunFolder, candidates: Sequence[Candidate
             row=int(split["row"][int(index)]),
             text=task.shown(split, int(index)),
             label=str(truth[index]),
-            predicted=Counter(str(own[index]) for own in told).most_common(1)[0][0],
+            predicted=task.typical([own[index] for own in told]),
         )
         for index in wrong
     ]

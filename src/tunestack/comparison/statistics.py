@@ -70,7 +70,8 @@ def summarize(
     """Mean, standard deviation over seeds and 1 - alpha interval of the expected metric, by metric name.
 
     metrics: default all known ones; ROC-AUC is left out where it is not defined. `seed` makes the resampling
-    reproducible. Intervals are symmetric in the metric's log-odds, which keeps them inside its range.
+    reproducible. Intervals are symmetric in the metric's log-odds (an error's: in its
+    logarithm), which keeps them inside its range.
     """
     names = list(answers.metrics) if metrics is None else metrics
     summaries = {}
@@ -278,8 +279,13 @@ def _inside_range(
     """Interval of a metric that is symmetric in the log-odds of its place within its range."""
     lowest, whole = metric.lowest, metric.highest - metric.lowest
     if np.isinf(whole):
-        reach = error.quantile(alpha) * error.standard
-        return max(mean - reach, lowest), min(mean + reach, metric.highest)
+        distance = abs(metric.highest - mean)
+        if np.isinf(distance) or distance == 0:
+            reach = error.quantile(alpha) * error.standard
+            return max(mean - reach, lowest), min(mean + reach, metric.highest)
+        # An error: its own noise grows with it, that of its logarithm does not.
+        factor = float(np.exp(error.quantile(alpha) * error.standard / distance))
+        return metric.highest - distance * factor, metric.highest - distance / factor
     place = (mean - lowest) / whole
     if not 0 < place < 1:
         # Resampling a perfect answer sees no variance. If a share p of n answers were wrong, all would look

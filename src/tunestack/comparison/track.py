@@ -44,10 +44,9 @@ def _trials(candidate: MethodCandidate | BaselineCandidate, plan: Plan) -> Itera
 
 def _values(candidate: Candidate) -> dict[str, float]:
     """Means over seeds and the costs that were measured."""
-    splits = {"validation": candidate.validation, "test": candidate.test}
     means = {
         f"{split}/{name}": summary.mean
-        for split, summaries in splits.items()
+        for split, summaries in candidate.summaries.items()
         for name, summary in summaries.items()
     }
     return means | {f"costs/{name}": value for name, value in candidate.costs if value is not None}

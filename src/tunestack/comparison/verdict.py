@@ -23,11 +23,14 @@ MUCH_DEARER = 2.0
 _NAMES_SHOWN = 4
 
 
-def decide(candidates: Sequence[Candidate], metric: Metric) -> Verdict | None:
+def decide(
+    candidates: Sequence[Candidate], metric: Metric, constant: str = "the most frequent class"
+) -> Verdict | None:
     """Choose from candidates with their validation summaries, comparisons and costs filled in.
 
     A candidate without a summary of `metric` did not finish and is never chosen; None if none finished.
-    The comparisons have to be those of `statistics.compare_to_best`.
+    The comparisons have to be those of `statistics.compare_to_best`. constant: what a candidate that does not
+    look at the text answers.
     """
     finished = [c for c in candidates if metric.name in c.validation]
     finished.sort(key=lambda c: -c.validation[metric.name].mean)
@@ -45,7 +48,7 @@ def decide(candidates: Sequence[Candidate], metric: Metric) -> Verdict | None:
     if not others:
         sentence = _only(best, metric, planned=len(candidates))
     elif majority:
-        sentence = _nothing_learned(best, majority, metric)
+        sentence = _nothing_learned(best, majority, metric, constant)
     elif clear:
         sentence = _winner(best, others[0], metric)
     else:
@@ -122,8 +125,8 @@ def _no_winner(
     )
 
 
-def _nothing_learned(best: Candidate, majority: Candidate, metric: Metric) -> str:
-    always = "always answering the most frequent class"
+def _nothing_learned(best: Candidate, majority: Candidate, metric: Metric, constant: str) -> str:
+    always = f"always answering {constant}"
     if best is majority:
         return f"Nothing beats {always} ({_score(best, metric)}): no model here is worth shipping"
     lead = _lead(majority.comparison, metric)

@@ -1,7 +1,8 @@
-"""From the values of a label column to ids 0 .. classes - 1 and their names."""
+"""From the values of a label column to ids 0 .. classes - 1 and their names, or to numbers."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,7 +47,7 @@ def encode_labels(
     """
     keys = {where: _keys(values, where, problems) for where, values in columns.items()}
     found = set().union(*(set(column.dropna()) for column in keys.values()))
-    names, name_of = _names(found, labels, known)
+    names, name_of = names_of_values(found, labels, known)
     for where, column in keys.items():
         _check_known(column, name_of, where, problems)
     if len(names) < 2 and found:
@@ -61,6 +62,44 @@ def encode_labels(
     id_of = {key: ids[name] for key, name in name_of.items()}
     encoded = {where: column.map(id_of).fillna(-1).astype("int64") for where, column in keys.items()}
     return encoded, tuple(names)
+
+
+def encode_numbers(columns: Mapping[str, pd.Series[Any]], problems: Problems) -> dict[str, pd.Series[Any]]:
+    """The numbers of every column (float64, same index). Notes values that are missing or no finite number.
+
+    columns: raw values by the place they come from, as errors name it.
+    """
+    encoded = {}
+    for where, values in columns.items():
+        kinds = values.map(_number_kind)
+        for kind, fix in _NUMBER_FIXES.items():
+            rows = values.index[kinds == kind]
+            if len(rows):
+                shown = "" if kind == _MISSING else f" such as {values[rows[0]]!r}"
+                found = f"{kind}{shown} in {listed(rows, len(values))}"
+                problems.add(where, expected="a finite number in every row", found=found, fix=fix)
+        encoded[where] = values.where(kinds == _NUMBER, None).astype("float64")
+    return encoded
+
+
+_NUMBER, _MISSING, _OTHER, _INFINITE = "a number", "no value", "no numbers", "numbers that are not finite"
+_NUMBER_FIXES = {
+    _MISSING: "Fill in or remove these rows.",
+    _OTHER: "Choose the column with the numbers; write them with a decimal point, without units.",
+    _INFINITE: "Correct or remove these rows.",
+}
+
+
+def _number_kind(value: object) -> str:
+    if isinstance(value, bool | np.bool_ | list | dict):
+        return _OTHER
+    if is_missing(value):
+        return _MISSING
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return _OTHER
+    return _NUMBER if math.isfinite(number) else _INFINITE
 
 
 def balanced_class_weights(ids: Sequence[int] | np.ndarray[Any, Any], classes: int) -> list[float]:
@@ -87,7 +126,7 @@ def _keys(values: pd.Series[Any], where: str, problems: Problems) -> pd.Series[A
     return values.where(~(missing | structured), None).map(label_key, na_action="ignore").astype(object)
 
 
-def _names(
+def names_of_values(
     found: set[str], labels: dict[str, str] | list[str] | None, known: Sequence[str] | None
 ) -> tuple[list[str], dict[str, str]]:
     """Names in id order, and the name of every value that may occur."""
@@ -130,3 +169,21 @@ def _positive_last(names: list[str], positive: str | None, problems: Problems) -
         problems.add("data.positive_label", expected="two classes", found=str(len(names)), fix=fix)
         return names
     return sorted(names, key=lambda name: name == positive)
+
+
+def check_known_lists(
+    column: pd.Series[Any], known: Mapping[str, str], where: str, problems: Problems
+) -> None:
+    """Note keys that are not known, where every row has any number of them."""
+    rows: dict[str, list[int]] = {}
+    for row, keys in column.items():
+        for key in sorted(set(keys) - known.keys()):
+            rows.setdefault(key, []).append(row)  # type: ignore[arg-type]
+    for key, numbers in list(rows.items())[:5]:
+        found = f"{key!r} in {listed(numbers, len(column))}"
+        fix = f"{did_you_mean(key, known)} Add it to data.labels, or correct the rows."
+        problems.add(where, expected="labels of data.labels", found=found, fix=fix)
+    if len(rows) > 5:
+        fix = "Is this the column with the labels?"
+        found = f"{len(rows) - 5:,} more unknown labels"
+        problems.add(where, expected="labels of data.labels", found=found, fix=fix)

@@ -7,14 +7,15 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 from datasets import Dataset, Features, Value
 
 from tunestack.config import DataConfig
-from tunestack.data.labels import encode_labels, is_missing, label_key
-from tunestack.data.sources import SPLIT_NAMES, Table, read_source
+from tunestack.data.labels import encode_labels, encode_numbers, is_missing, label_key
+from tunestack.data.sources import SPLIT_NAMES, Table, read_file, read_source
 from tunestack.data.split import (
     conflicting_texts,
     repeated_rows,
@@ -22,8 +23,11 @@ from tunestack.data.split import (
     split_train_validation,
     text_keys,
 )
-from tunestack.data.tables import check_columns, check_texts, listed, read_table
+from tunestack.data.tables import check_columns, check_texts, listed
 from tunestack.errors import Problem, Problems, UserError
+
+Kind = Literal["classes", "numbers"]
+"""What the label column holds."""
 
 _CHOOSE = "Choose with --text, --text-pair and --label (elsewhere data.text, data.text_pair, data.label)."
 
@@ -33,8 +37,8 @@ class TextData:
     """Labelled text, split.
 
     The datasets have the columns `text` (str), `text_pair` (str; for sentence pairs only), `label` (int:
-    the id) and `row` (int: the row in its file, from 0).
-    label_names: in id order; with `positive_label` and two classes the positive one is id 1.
+    the id; or the number itself) and `row` (int: the row in its file, from 0).
+    label_names: in id order; with `positive_label` and two classes the positive one is id 1. None of numbers.
     warnings: sentences for the reader of a report.
     fingerprint: sha256 over texts, labels and splits. tests: further test sets, by name.
     """
@@ -73,10 +77,10 @@ class Labelled:
         return [column for column in ("text", "text_pair") if column in self.rows["train"]]
 
 
-def load_text_data(config: DataConfig) -> TextData:
+def load_text_data(config: DataConfig, kind: Kind = "classes") -> TextData:
     """Read, check, label and split the data. Raises UserError with all problems."""
-    labelled = read_labelled(config)
-    if (problem := too_many_classes(labelled, config.label)) is not None:
+    labelled = read_labelled(config, kind)
+    if kind == "classes" and (problem := too_many_classes(labelled, config.label)) is not None:
         raise UserError(problem)
     splits = {name: _dataset(rows) for name, rows in labelled.rows.items()}
     ours = "validation" not in splits
@@ -84,7 +88,8 @@ def load_text_data(config: DataConfig) -> TextData:
         groups = labelled.text_columns if config.group_duplicates else None
         parts = split_train_validation(splits["train"], config.train_size, config.seed, groups)
         splits["train"], splits["validation"] = parts
-    _check_classes(splits, labelled.label_names, ours)
+    if kind == "classes":
+        _check_classes(splits, labelled.label_names, ours)
     return TextData(
         train=splits["train"],
         validation=splits["validation"],
@@ -92,41 +97,55 @@ def load_text_data(config: DataConfig) -> TextData:
         label_names=labelled.label_names,
         warnings=labelled.warnings + tuple(_warnings(splits, labelled, ours and not config.group_duplicates)),
         source=config.train,
-        fingerprint=_fingerprint(splits, labelled.label_names),
+        fingerprint=fingerprint(splits, labelled.label_names),
     )
 
 
-def read_labelled(config: DataConfig, *, leave_out_missing: bool = False) -> Labelled:
+def read_labelled(config: DataConfig, kind: Kind = "classes", *, leave_out_missing: bool = False) -> Labelled:
     """Read and check all given splits. Raises UserError with all problems.
 
     leave_out_missing: rows without a text or a label are no problem; they are left out, with a warning.
     """
     problems = Problems()
     tables = read_all(config, problems)
-    warnings = _drop_unlabelled_test(tables, config)
+    warnings = [*drop_unlabelled_test(tables, config, [config.label]), *_skipped(tables)]
     text_columns = {"text": config.text, **({"text_pair": config.text_pair} if config.text_pair else {})}
     complete = {name: table.frame for name, table in tables.items()}
-    if leave_out_missing:
+    if leave_out_missing or config.skip_bad_rows:
+        here = "." if config.skip_bad_rows else " here; training refuses them."
         for name, table in tables.items():
-            complete[name] = _complete(table, [*text_columns.values()], config.label, warnings, problems)
+            left_out: list[str] = []
+            complete[name] = _complete(table, [*text_columns.values()], config.label, left_out, problems)
+            warnings += [f"{sentence} They are left out{here}" for sentence in left_out]
     _check_tables(tables, complete, list(text_columns.values()), config.label, problems)
     labels = {
         f"{name} labels ({table.where}, column {config.label!r})": complete[name][config.label]
         for name, table in tables.items()
         if config.label in table.frame
     }
-    declared = tables["train"].classes.get(config.label) if "train" in tables else None
-    encoded, names = encode_labels(labels, config.labels, config.positive_label, declared, problems)
+    names: tuple[str, ...] = ()
+    if kind == "numbers":
+        _check_no_names(config, problems)
+        encoded = encode_numbers(labels, problems)
+    else:
+        declared = tables["train"].classes.get(config.label) if "train" in tables else None
+        encoded, names = encode_labels(labels, config.labels, config.positive_label, declared, problems)
     problems.raise_if_any()
     rows = {}
     for (name, frame), ids in zip(complete.items(), encoded.values(), strict=True):
         texts = {ours: frame[given] for ours, given in text_columns.items()}
         rows[name] = pd.DataFrame({**texts, "label": ids, "row": frame.index})
-    used = {*text_columns.values(), config.label}
-    unused = [str(column) for column in tables["train"].frame.columns if column not in used]
-    if unused:
-        warnings.append(f"Columns that are not used: {', '.join(unused)}.")
+    warnings += unused_columns(tables["train"], [*text_columns.values(), config.label])
     return Labelled(tables, rows, names, tuple(warnings))
+
+
+def _check_no_names(config: DataConfig, problems: Problems) -> None:
+    """Note settings about classes, where labels are numbers."""
+    for name in ("labels", "positive_label"):
+        if getattr(config, name) is not None:
+            found = repr(getattr(config, name))
+            fix = "Leave it out; or choose the task classification."
+            problems.add(f"data.{name}", expected="none: labels are numbers", found=found, fix=fix)
 
 
 def too_many_classes(labelled: Labelled, label: str) -> Problem | None:
@@ -144,8 +163,14 @@ def too_many_classes(labelled: Labelled, label: str) -> Problem | None:
     )
 
 
+def unused_columns(table: Table, used: Sequence[str]) -> list[str]:
+    """A sentence that names the columns that nothing reads, if there are any."""
+    unused = [str(column) for column in table.frame.columns if column not in used]
+    return [f"Columns that are not used: {', '.join(unused)}."] if unused else []
+
+
 def _complete(
-    table: Table, texts: list[str], label: str, warnings: list[str], problems: Problems
+    table: Table, texts: list[str], label: str, left_out: list[str], problems: Problems
 ) -> pd.DataFrame:
     """The rows with every text and a label; their index goes on naming the rows of the table."""
     frame = table.frame
@@ -153,9 +178,7 @@ def _complete(
     missing = frame[given].map(is_missing).any(axis=1)
     if missing.any():
         rows = listed(frame.index[missing], len(frame))
-        warnings.append(
-            f"{table.where}: no text or no label in {rows}. They are left out here; training refuses them."
-        )
+        left_out.append(f"{table.where}: no text or no label in {rows}.")
     if missing.all():
         fix = "Choose other columns for the text and the label."
         problems.add(table.where, expected="rows with a text and a label", found="none", fix=fix)
@@ -178,31 +201,42 @@ def _check_tables(
         check_columns(table.frame, dict.fromkeys(columns), table.where, problems, _CHOOSE)
         for column in texts:
             if column in table.frame:
-                _check_text_column(complete[name][column], f"{table.where}, column {column!r}", problems)
+                check_text_column(complete[name][column], f"{table.where}, column {column!r}", problems)
 
 
 def read_all(config: DataConfig, problems: Problems) -> dict[str, Table]:
     """Every given split that can be read, train first."""
     tables: dict[str, Table] = {}
     try:
-        tables = read_source(config.train, config.subset)
+        tables = read_source(config)
     except UserError as error:
         problems.extend(error)
     for name, file in (("validation", config.validation), ("test", config.test)):
         if file is not None:
             try:
-                tables[name] = Table(file, read_table(Path(file).expanduser()))
+                tables[name] = read_file(Path(file).expanduser(), config, file)
             except UserError as error:
                 problems.extend(error)
     return {name: tables[name] for name in SPLIT_NAMES if name in tables}
 
 
-def _drop_unlabelled_test(tables: dict[str, Table], config: DataConfig) -> list[str]:
+def _skipped(tables: dict[str, Table]) -> list[str]:
+    """Sentences on malformed lines that are left out."""
+    return [
+        f"{table.where}: {len(table.skipped):,} malformed lines are left out, such as line "
+        f"{table.skipped[0].where.rpartition(' line ')[2]}."
+        for table in tables.values()
+        if table.skipped
+    ]
+
+
+def drop_unlabelled_test(tables: dict[str, Table], config: DataConfig, labels: Sequence[str]) -> list[str]:
     """Leave out a test split that came along without labels; one that was asked for must have them."""
     if "test" not in tables or config.test is not None:
         return []
     table = tables["test"]
-    if config.label in table.frame and not table.frame[config.label].map(_is_no_label).all():
+    there = [label for label in labels if label in table.frame]
+    if any(not table.frame[label].map(_is_no_label).all() for label in there):
         return []
     del tables["test"]
     return [f"{table.where} has no labels and is not used."]
@@ -212,7 +246,8 @@ def _is_no_label(value: object) -> bool:
     return is_missing(value) or label_key(value) == "-1"
 
 
-def _check_text_column(values: pd.Series[Any], where: str, problems: Problems) -> None:
+def check_text_column(values: pd.Series[Any], where: str, problems: Problems) -> None:
+    """Note rows without text, and a column that holds numbers alone."""
     check_texts(values, where, problems)
     texts = values[values.map(lambda value: isinstance(value, str))]
     if len(texts) and pd.to_numeric(texts, errors="coerce").notna().all():
@@ -221,7 +256,7 @@ def _check_text_column(values: pd.Series[Any], where: str, problems: Problems) -
 
 
 def _dataset(rows: pd.DataFrame) -> Dataset:
-    kinds = {"text": "string", "text_pair": "string", "label": "int64", "row": "int64"}
+    kinds = {"text": "string", "text_pair": "string", "label": str(rows["label"].dtype), "row": "int64"}
     features = Features({column: Value(kinds[column]) for column in rows.columns})
     return Dataset.from_dict({column: rows[column].tolist() for column in rows.columns}, features=features)
 
@@ -245,13 +280,18 @@ def _check_classes(splits: dict[str, Dataset], names: Sequence[str], ours: bool)
 def _warnings(splits: dict[str, Dataset], labelled: Labelled, plain: bool) -> list[str]:
     """What a reader of results on these splits must know."""
     return [
-        *_overlaps(splits, labelled.text_columns, plain),
-        *_contradictions(labelled),
-        *_imbalance(splits["train"], labelled.label_names),
+        *overlaps(splits, labelled.text_columns, plain),
+        *contradictions(labelled.rows, labelled.text_columns),
+        *(
+            _imbalance(splits["train"], labelled.label_names)
+            if labelled.label_names
+            else _scale(splits["train"])
+        ),
     ]
 
 
-def _overlaps(splits: dict[str, Dataset], columns: list[str], plain: bool) -> list[str]:
+def overlaps(splits: Mapping[str, Dataset], columns: Sequence[str], plain: bool) -> list[str]:
+    """Sentences on texts that are in two splits. plain: whether we split, without keeping them together."""
     texts = {name: list(zip(*(split[column][:] for column in columns))) for name, split in splits.items()}
     sentences = []
     for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):
@@ -265,9 +305,10 @@ def _overlaps(splits: dict[str, Dataset], columns: list[str], plain: bool) -> li
     return sentences
 
 
-def _contradictions(labelled: Labelled) -> list[str]:
-    rows = pd.concat(labelled.rows.values(), ignore_index=True)
-    keys = text_keys(rows, labelled.text_columns)
+def contradictions(given: Mapping[str, pd.DataFrame], columns: Sequence[str]) -> list[str]:
+    """Sentences on texts that come several times, and on those of them whose labels differ."""
+    rows = pd.concat(given.values(), ignore_index=True)
+    keys = text_keys(rows, columns)
     sentences = []
     if repeated := repeated_rows(keys):
         sentences.append(f"{repeated:,} of {len(rows):,} rows repeat the text of an earlier row.")
@@ -291,10 +332,29 @@ def _imbalance(train: Dataset, names: Sequence[str]) -> list[str]:
     ]
 
 
-def _fingerprint(splits: dict[str, Dataset], names: Sequence[str]) -> str:
+FAR = 10.0
+"""Beyond this, or with a spread below its inverse, numbers are far from what a new head answers."""
+
+
+def _scale(train: Dataset) -> list[str]:
+    """Heads begin near 0, and learning rates are made for targets around 1."""
+    values = np.asarray(train["label"][:])
+    mean, spread = float(values.mean()), float(values.std())
+    if spread == 0:
+        return [f"All numbers in training are {mean:g}: there is nothing to learn."]
+    if abs(mean) <= FAR and 1 / FAR <= spread <= FAR:
+        return []
+    return [
+        f"The numbers in training have mean {mean:g} and standard deviation {spread:g}: models learn such "
+        "slowly, or not at all. Numbers around 0 to 10 suit them; divide these before training."
+    ]
+
+
+def fingerprint(splits: Mapping[str, Dataset], names: Sequence[str]) -> str:
+    """sha256 over the label names and all that the splits hold, but for the rows' numbers."""
     digest = hashlib.sha256(json.dumps(list(names)).encode())
     for name, split in splits.items():
-        columns = [column for column in ("text", "text_pair", "label") if column in split.column_names]
+        columns = [column for column in split.column_names if column != "row"]
         digest.update(json.dumps([name, columns, split.num_rows]).encode())
         for row in zip(*(split[column][:] for column in columns)):
             digest.update(json.dumps(row).encode())

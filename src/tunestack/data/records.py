@@ -13,9 +13,9 @@ from datasets import Dataset
 from tunestack.config import DataConfig
 from tunestack.data.labels import is_missing
 from tunestack.data.load import TextData, read_all
-from tunestack.data.sources import Table
+from tunestack.data.sources import Table, read_file
 from tunestack.data.split import shared_rows, split_train_validation, text_keys
-from tunestack.data.tables import check_columns, check_texts, read_table
+from tunestack.data.tables import check_columns, check_texts
 from tunestack.errors import Problems
 
 FIELDS = ("instruction", "input", "output", "answer")
@@ -37,7 +37,7 @@ def load_records(config: DataConfig, tests: Mapping[str, str]) -> TextData:
     _check_names(tests, problems)
     for name, file in tests.items():
         with problems.collecting(f"data.tests.{name}"):
-            tables[name] = Table(file, read_table(Path(file).expanduser()))
+            tables[name] = read_file(Path(file).expanduser(), config, file)
     warnings = _drop_unjudged(tables, columns, config)
     needed = _needed(tables)
     rows = {
@@ -69,7 +69,7 @@ def _columns(config: DataConfig, problems: Problems) -> dict[str, str]:
     for name in config.columns.keys() - set(FIELDS):
         expected = f"one of {', '.join(FIELDS)}"
         problems.add("data.columns", expected=expected, found=repr(name), fix=_HOW)
-    for name in ("text", "text_pair", "label", "labels", "positive_label"):
+    for name in ("text", "text_pair", "label", "labels", "positive_label", "skip_bad_rows"):
         if getattr(config, name) != DataConfig.model_fields[name].default:
             found = str(getattr(config, name))
             problems.add(f"data.{name}", expected="none: this task reads records", found=found, fix=_HOW)

@@ -2,12 +2,14 @@
 
 Values stay what the file says. In CSV and TSV everything is text and an empty field is missing; a text such
 as ``NA`` or ``null`` stays text. In TSV quotes are literal, as GLUE's files have them. A CSV file whose first
-line has semicolons or tabs and no comma is separated by these.
+line has semicolons or tabs and no comma is separated by these. CoNLL files (.conll, .txt) have the columns
+`tokens` and `tags`, lists of text.
 """
 
 from __future__ import annotations
 
 import csv
+import functools
 import itertools
 import json
 import re
@@ -30,30 +32,38 @@ _LARGEST_FIELD = 2**31 - 1
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
-def read_table(path: Path) -> pd.DataFrame:
+def read_table(
+    path: Path, header: Sequence[str] | None = None, skipped: list[Problem] | None = None
+) -> pd.DataFrame:
     """All rows of a file, values untouched (dtype object, missing values None), index = row from 0.
 
-    Raises UserError with every malformed line, or if the file is missing, empty or of an unknown format.
+    header: the columns of a CSV or TSV file that does not name them. skipped: takes lines that can be left
+    out (too many or too few fields, no JSON record); they are no rows then. Raises UserError with every other
+    malformed line, or if the file is missing, empty or of an unknown format.
     """
-    return next(_chunks(path, None))
+    return next(_chunks(path, None, header, skipped))
 
 
-def iter_rows(path: Path, columns: Sequence[str] = (), chunk_rows: int = 1000) -> Iterator[pd.DataFrame]:
+def iter_rows(
+    path: Path, columns: Sequence[str] = (), chunk_rows: int = 1000, words: bool = False
+) -> Iterator[pd.DataFrame]:
     """Rows of a file, `chunk_rows` at a time; the index goes on counting rows from 0.
 
-    columns: those that must be there and hold text in every row. Large CSV, TSV, JSONL and Parquet files are
-    never in memory as a whole; a JSON array is. What can be seen in the first chunk (a missing file or
-    column, a bad value) raises UserError at once, the rest when it is reached.
+    columns: those that must be there and hold text in every row. words: it may be a list of words. Large CSV,
+    TSV, JSONL and Parquet files are never in memory as a whole; a JSON array is. What can be seen in the
+    first chunk (a missing file or column, a bad value) raises UserError at once, the rest when it is reached.
     """
-    chunks = (_checked(chunk, columns, path) for chunk in _chunks(path, chunk_rows))
+    chunks = (_checked(chunk, columns, path, words) for chunk in _chunks(path, chunk_rows))
     first = next(chunks)
     return itertools.chain([first], chunks)
 
 
-def check_rows(path: Path, columns: Sequence[str], how: str = "", chunk_rows: int = 10_000) -> None:
+def check_rows(
+    path: Path, columns: Sequence[str], how: str = "", chunk_rows: int = 10_000, words: bool = False
+) -> None:
     """Look through a whole file, a chunk at a time: its lines, these columns, text in each of their rows.
 
-    how: a sentence on how to choose other columns.
+    how: a sentence on how to choose other columns. words: a text may be a list of words.
     Raises UserError with everything that `iter_rows` would come upon later.
     """
     problems = Problems()
@@ -66,7 +76,7 @@ def check_rows(path: Path, columns: Sequence[str], how: str = "", chunk_rows: in
                 problems.raise_if_any()
             for column, kinds in rows.items():
                 values = chunk.get(column, pd.Series(None, chunk.index, dtype=object))
-                for kind, found in _rows_by_kind(values).items():
+                for kind, found in _rows_by_kind(values, words).items():
                     kinds.setdefault(kind, []).extend(found)
             total += len(chunk)
     except UserError as error:
@@ -93,14 +103,17 @@ def check_columns(
             problems.add(where, expected=f"a column {column!r}{header}", found="none of this name", fix=fix)
 
 
-def check_texts(values: pd.Series[Any], where: str, problems: Problems) -> None:
-    """Note rows without text, rows with something that is not text, and text that cannot be encoded."""
-    _note_texts(_rows_by_kind(values), len(values), where, problems)
+def check_texts(values: pd.Series[Any], where: str, problems: Problems, words: bool = False) -> None:
+    """Note rows without text, rows with something that is not text, and text that cannot be encoded.
+
+    words: a text may be a list of words.
+    """
+    _note_texts(_rows_by_kind(values, words), len(values), where, problems)
 
 
-def _rows_by_kind(values: pd.Series[Any]) -> dict[str, list[int]]:
+def _rows_by_kind(values: pd.Series[Any], words: bool) -> dict[str, list[int]]:
     """The rows that hold no proper text, by what they hold."""
-    kinds = values.map(_kind)
+    kinds = values.map(_kind_of_words if words else _kind)
     return {kind: values.index[kinds == kind].tolist() for kind in sorted(set(kinds) - {"text"})}
 
 
@@ -135,6 +148,13 @@ def _kind(value: object) -> str:
     return "text"
 
 
+def _kind_of_words(value: object) -> str:
+    if not isinstance(value, list):
+        return _kind(value)
+    others = {_kind(word) for word in value} - {"text"}
+    return f"a list with {min(others)}" if others else "text" if value else "no value"
+
+
 _TEXT_FIXES = {
     "no value": "Remove these rows or fill them in.",
     "half a surrogate pair": "Remove the broken character: it cannot be written as UTF-8.",
@@ -142,20 +162,25 @@ _TEXT_FIXES = {
 _NOT_TEXT = "Choose the column that holds text, or write these values as text."
 
 
-def _checked(chunk: pd.DataFrame, columns: Sequence[str], path: Path) -> pd.DataFrame:
+def _checked(chunk: pd.DataFrame, columns: Sequence[str], path: Path, words: bool) -> pd.DataFrame:
     problems = Problems()
     check_columns(chunk, columns, str(path), problems)
     problems.raise_if_any()
     for column in columns:
-        check_texts(chunk[column], f"{path}, column {column!r}", problems)
+        check_texts(chunk[column], f"{path}, column {column!r}", problems, words)
     problems.raise_if_any()
     return chunk
 
 
-def _chunks(path: Path, chunk_rows: int | None) -> Iterator[pd.DataFrame]:
+def _chunks(
+    path: Path,
+    chunk_rows: int | None,
+    header: Sequence[str] | None = None,
+    skipped: list[Problem] | None = None,
+) -> Iterator[pd.DataFrame]:
     """Frames of `chunk_rows` rows (None: one frame of all), at least one; raises at the first bad chunk."""
-    reader = _reader(path)
-    bad = _BadLines(path)
+    reader = _reader(path, header)
+    bad = _BadLines(path, skipped)
     records = _guarded(reader, path, bad)
     start = 0
     while batch := list(itertools.islice(records, chunk_rows)):
@@ -173,15 +198,21 @@ def _chunks(path: Path, chunk_rows: int | None) -> Iterator[pd.DataFrame]:
 
 
 class _BadLines:
-    """Malformed lines of one file: the first few in full, the others counted."""
+    """Malformed lines of one file: the first few in full, the others counted.
 
-    def __init__(self, path: Path) -> None:
+    skipped: takes those that concern no other line, if it is given.
+    """
+
+    def __init__(self, path: Path, skipped: list[Problem] | None = None) -> None:
         self.path = path
         self._found: list[Problem] = []
+        self._skipped = skipped
 
-    def add(self, line: int | None, *, expected: str, found: str, fix: str) -> None:
+    def add(self, line: int | None, *, expected: str, found: str, fix: str, alone: bool = False) -> None:
+        """alone: whether the lines around it can be read all the same."""
         where = str(self.path) if line is None else f"{self.path} line {line}"
-        self._found.append(Problem(where, expected, found, fix))
+        taken = self._found if self._skipped is None or not alone else self._skipped
+        taken.append(Problem(where, expected, found, fix))
 
     def raise_if_any(self) -> None:
         if not self._found:
@@ -196,9 +227,14 @@ class _BadLines:
 Reader = Callable[[Path, _BadLines], Iterator[Record]]
 
 
-def _reader(path: Path) -> Reader:
+def _reader(path: Path, header: Sequence[str] | None) -> Reader:
     problems = Problems()
     reader = _READERS.get(path.suffix.lower())
+    if header is not None and reader in (_read_csv, _read_tsv):
+        reader = functools.partial(reader, header=header)
+    elif header is not None:
+        expected = "none: only CSV and TSV files need one"
+        problems.add("data.header", expected=expected, found=f"one for {path}", fix="Leave it out.")
     if path.is_dir():
         problems.add(str(path), expected="a file", found="a folder", fix="Name a file in it.")
     elif not path.exists():
@@ -226,12 +262,12 @@ def _guarded(reader: Reader, path: Path, bad: _BadLines) -> Iterator[Record]:
         bad.add(None, expected="a readable file", found=found, fix="Check the file and its permissions.")
 
 
-def _read_csv(path: Path, bad: _BadLines) -> Iterator[Record]:
+def _read_csv(path: Path, bad: _BadLines, header: Sequence[str] = ()) -> Iterator[Record]:
     delimiter = _delimiter(path)
     name = {",": "comma", ";": "semicolon", "\t": "tab"}[delimiter]
     fixes = f'Quote a field that holds a {name} or a line break ("like{delimiter} this"); double a quote '
     fixes += "within it."
-    return _read_delimited(path, bad, fixes, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL)
+    return _read_delimited(path, bad, header, fixes, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL)
 
 
 def _delimiter(path: Path) -> str:
@@ -241,18 +277,18 @@ def _delimiter(path: Path) -> str:
     return "," if "," in header else max(",\t;", key=header.count)
 
 
-def _read_tsv(path: Path, bad: _BadLines) -> Iterator[Record]:
+def _read_tsv(path: Path, bad: _BadLines, header: Sequence[str] = ()) -> Iterator[Record]:
     fixes = "Quotes are literal in .tsv files: fields that hold tabs or line breaks need a .csv file."
-    return _read_delimited(path, bad, fixes, delimiter="\t", quoting=csv.QUOTE_NONE)
+    return _read_delimited(path, bad, header, fixes, delimiter="\t", quoting=csv.QUOTE_NONE)
 
 
 def _read_delimited(
-    path: Path, bad: _BadLines, fix: str, *, delimiter: str, quoting: Any
+    path: Path, bad: _BadLines, given: Sequence[str], fix: str, *, delimiter: str, quoting: Any
 ) -> Iterator[Record]:
     csv.field_size_limit(_LARGEST_FIELD)  # the default refuses texts above 128 KiB
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True, delimiter=delimiter, quoting=quoting)
-        header: list[str] = []
+        header = list(given)
         line = 1  # where the record starts that is read next: records may span lines
         try:
             for fields in reader:
@@ -262,7 +298,8 @@ def _read_delimited(
                     yield {name: field or None for name, field in zip(header, fields, strict=True)}
                 elif fields:  # a blank line is no record
                     found = f"{len(fields)} ({'too many' if len(fields) > len(header) else 'too few'})"
-                    bad.add(line, expected=f"{len(header)} fields as in the first line", found=found, fix=fix)
+                    expected = f"{len(header)} fields as in {'the header' if given else 'the first line'}"
+                    bad.add(line, expected=expected, found=found, fix=fix, alone=True)
                 line = reader.line_num + 1
         except csv.Error as error:
             unclosed = "unexpected end of data" in str(error)
@@ -291,13 +328,14 @@ def _read_jsonl(path: Path, bad: _BadLines) -> Iterator[Record]:
                 record = json.loads(line)
             except json.JSONDecodeError as error:
                 found = f"{error.msg} at column {error.colno}"
-                bad.add(number, expected="a JSON record", found=found, fix="Mend or remove this line.")
+                fix = "Mend or remove this line."
+                bad.add(number, expected="a JSON record", found=found, fix=fix, alone=True)
                 continue
             if isinstance(record, dict):
                 yield record
             else:
                 fix = 'Write each line as {"text": ..., "label": ...}.'
-                bad.add(number, expected="a JSON record", found=_json_kind(record), fix=fix)
+                bad.add(number, expected="a JSON record", found=_json_kind(record), fix=fix, alone=True)
 
 
 def _read_json(path: Path, bad: _BadLines) -> Iterator[Record]:
@@ -329,6 +367,26 @@ def _read_parquet(path: Path, bad: _BadLines) -> Iterator[Record]:
                 yield from batch.to_pylist()
     except pa.ArrowInvalid as error:
         bad.add(None, expected="a Parquet file", found=str(error), fix="Write the file again.")
+
+
+def _read_conll(path: Path, bad: _BadLines) -> Iterator[Record]:
+    """Sentences: a word a line, its tag in the last column if there is one, a blank line after each."""
+    columns: int | None = None
+    words: list[list[str]] = []
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
+        for number, line in enumerate(itertools.chain(file, [""]), start=1):
+            fields = [field.strip() for field in line.split("\t" if "\t" in line else None)]
+            comment = not words and line.startswith("# ") and "=" in line
+            if not line.strip() or fields[0] == "-DOCSTART-":
+                if words:
+                    tags = {"tags": [word[-1] for word in words]} if len(words[0]) > 1 else {}
+                    yield {"tokens": [word[0] for word in words], **tags}
+                words = []
+            elif not comment and len(fields) != (columns := columns or len(fields)):
+                fix = "Write a word and its tag a line, and a blank line after each sentence."
+                bad.add(number, expected=f"{columns} columns", found=str(len(fields)), fix=fix)
+            elif not comment:
+                words.append(fields)
 
 
 def _json_kind(value: object) -> str:
@@ -369,6 +427,8 @@ _READERS: dict[str, Reader] = {
     ".jsonl": _read_jsonl,
     ".ndjson": _read_jsonl,
     ".parquet": _read_parquet,
+    ".conll": _read_conll,
+    ".txt": _read_conll,
 }
 FORMATS = tuple(_READERS)
 """The endings of files that can be read."""

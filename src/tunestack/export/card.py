@@ -14,7 +14,7 @@ from tunestack.files import slug, write_text
 from tunestack.report import formatting
 from tunestack.report.leaderboard import escaped, markdown_table, verdict_sentence
 from tunestack.report.standings import level, side_metrics, standings
-from tunestack.results import Results, SeedResult, SplitScores
+from tunestack.results import Results
 
 CARD = "README.md"
 
@@ -53,6 +53,7 @@ def write_card(path: Path, choice: Choice, shipment: Shipment, license: str | No
     from tunestack.tasks.registry import make_task
 
     title = _title(choice, shipment)
+    trained_on = (choice.description or shipment.description).base
     base = base_name(shipment.description)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("tunestack.export", "."),
@@ -84,6 +85,7 @@ def write_card(path: Path, choice: Choice, shipment: Shipment, license: str | No
         verdict=verdict_sentence(results) if results else None,
         leaderboard=markdown_table(results) if results else None,
         license=license,
+        quantize=trained_on.quantize if trained_on else None,
         fmt=formatting,
     )
     front = _front_matter(title, choice, shipment, base, license)
@@ -203,7 +205,7 @@ def _evaluations(choice: Choice) -> list[Any]:
             metric_name=formatting.metric_name(metric),
             metric_value=scores.metrics[metric],
         )
-        for split, scores in _splits(choice.seed).items()
+        for split, scores in choice.seed.scores.items()
         for metric in _metrics(results)
         if metric in scores.metrics
     ]
@@ -214,11 +216,6 @@ def _hub_metric(metric: str) -> str:
     name, _, average = metric.partition("_")
     plain = name if average in ("macro", "micro", "weighted") else metric
     return {"mcc": "matthews_correlation"}.get(plain, plain)
-
-
-def _splits(seed: SeedResult) -> dict[str, SplitScores]:
-    named = {"validation": seed.validation, "test": seed.test}
-    return {name: scores for name, scores in named.items() if scores is not None}
 
 
 def _metrics(results: Results) -> list[str]:
@@ -239,7 +236,7 @@ class Score:
 def _scores(choice: Choice) -> list[Score]:
     if choice.results is None or choice.candidate is None or choice.seed is None:
         return []
-    summaries = {"validation": choice.candidate.validation, "test": choice.candidate.test}
+    summaries = choice.candidate.summaries
     rows = functools.partial(choice.results.data.rows.get)
     return [
         Score(
@@ -249,7 +246,7 @@ def _scores(choice: Choice) -> list[Score]:
             own=formatting.score(scores.metrics.get(metric)),
             mean=_mean(summaries[split].get(metric)),
         )
-        for split, scores in _splits(choice.seed).items()
+        for split, scores in choice.seed.scores.items()
         for metric in _metrics(choice.results)
     ]
 

@@ -149,7 +149,7 @@ def _merged(choice: Choice, target: Path, options: Options) -> Shipment:
 
     saved = open_adapter(choice.folder, choice.description, _here(options))
     base, task = saved.base, saved.task
-    loaded = base.load_model(task.auto_class_for(base.config), task.model_config(base), torch.float32)
+    loaded = base.load_plain(task.auto_class_for(base.config), task.model_config(base), torch.float32)
     saved.check_head(loaded.fresh)
     try:
         model = saved.method.merge(saved.folder, loaded.model)
@@ -159,7 +159,9 @@ def _merged(choice: Choice, target: Path, options: Options) -> Shipment:
     model.to(getattr(torch, options.dtype or "float32")).save_pretrained(str(target))
     base.tokenizer.save_pretrained(str(target))
     whole = next(name for name, method in METHODS.items() if method.saves_whole_model)
-    description = saved.description.model_copy(update={"method": whole})
+    assert saved.description.base is not None  # an adapter always has one
+    plain = saved.description.base.model_copy(update={"quantize": None, "double_quant": None})
+    description = saved.description.model_copy(update={"method": whole, "base": plain})
     description.save(target)
     return Shipment("model", description, merged=True, dtype=options.dtype or "float32")
 

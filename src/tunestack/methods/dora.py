@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.pytorch_utils import Conv1D
 
+from tunestack.bases.quantised import plain_weight
 from tunestack.methods.lowrank import LoraPart, drops
 from tunestack.methods.rowwise import scale_rows, shift_rows
 from tunestack.methods.sites import Member, dropout, replace_rows
@@ -27,25 +28,24 @@ class DoraPart(LoraPart):
         self, in_features: int, out_features: int, r: int, scaling: float, p: float, module: nn.Module
     ) -> None:
         super().__init__(in_features, out_features, r, scaling, p)
-        weight: Tensor = module.weight.detach()  # type: ignore[operator]
-        self.base_weight = weight.t() if isinstance(module, Conv1D) else weight
+        self.base_weight = functools.partial(plain_weight, module)
         bias = getattr(module, "bias", None)
         self.base_bias = None if bias is None else bias.detach()
-        self.base_squares = self.base_weight.float().square().sum(1)
+        self.base_squares = self.base_weight().float().square().sum(1)
         self.m = nn.Parameter(self.base_squares.sqrt())
 
     def start(self) -> None:
         """Set the magnitudes to those of the weight, update included, so that training starts at the base."""
         with torch.no_grad():
-            self.m.copy_(self.norms())
+            self.m.copy_(self.norms(self.base_weight()))
 
     @torch.no_grad()
-    def norms(self) -> Tensor:
+    def norms(self, weight: Tensor) -> Tensor:
         """||W + s B A|| of each row, [out] fp32, without forming the sum of W's size.
 
         ||W||^2 + 2 s B (A W^T) + s^2 B (A A^T) B^T, row by row.
         """
-        a, b, weight = self.A, self.B, self.base_weight
+        a, b = self.A, self.B
         cross = torch.mm(a.to(weight.dtype), weight.t()).float()
         mixed = 2 * cross + self.scaling * torch.mm(torch.mm(a, a.t()), b.t())
         return (self.base_squares + self.scaling * (b.t() * mixed).sum(0)).clamp_min(0).sqrt()
@@ -55,22 +55,23 @@ class DoraPart(LoraPart):
         """Update every slot's own rows of y."""
         dry = [member for member in members if not drops(member)]
         wet = [member for member in members if drops(member)]
+        weight = members[0].part.base_weight()  # once for all slots: a quantised one is dequantised here
         if dry:
             y = LoraPart.after(x, y, dry)
-            excesses = [member.part.m / member.part.norms() - 1 for member in dry]
+            excesses = [member.part.m / member.part.norms(weight) - 1 for member in dry]
             y = scale_rows(y, excesses, dry)
             if dry[0].part.base_bias is not None:
                 y = shift_rows(y, [-excess * dry[0].part.base_bias for excess in excesses], dry)
         if wet:
-            y = replace_rows(y, [_dropped(x, y, member) for member in wet], wet)
+            y = replace_rows(y, [_dropped(x, y, member, weight) for member in wet], wet)
         return y
 
 
-def _dropped(x: Tensor, y: Tensor, member: Member) -> Tensor:
+def _dropped(x: Tensor, y: Tensor, member: Member, weight: Tensor) -> Tensor:
     """A slot's rows of the output where its input passes through dropout."""
     part, span = member.part, member.span
     x, y = x[span.start : span.stop], y[span.start : span.stop]
     own = [replace(member, span=replace(span, start=0, stop=x.shape[0]))]
-    left = functional.linear(dropout(x, part.p, span, member.site), part.base_weight)
+    left = functional.linear(dropout(x, part.p, span, member.site), weight)
     updated = LoraPart.after(x, left.clone(), own)
-    return y - left + scale_rows(updated, [part.m / part.norms() - 1], own)
+    return y - left + scale_rows(updated, [part.m / part.norms(weight) - 1], own)

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from tunestack.bases.quantised import dequantised_inside
+
 
 @dataclass(frozen=True)
 class Span:
@@ -259,7 +261,7 @@ class Host:
         return batch
 
     def pristine(self, name: str) -> nn.Module:
-        """A copy of the base's module of that name, without what slots have placed in it."""
+        """A copy of the base's module of that name, without what slots placed in it, and not quantised."""
         inside = [site for place, site in self.sites.items() if f"{place}.".startswith(f"{name}.")]
         for site in inside:
             site.close()
@@ -267,7 +269,7 @@ class Host:
             # Whatever stands in for a forward is about the base's own frozen weights.
             inner = [module for module in self.modules[name].modules() if "forward" in vars(module)]
             stand_ins = [(module, vars(module).pop("forward")) for module in inner]
-            copied: nn.Module = copy.deepcopy(self.modules[name])
+            copied = dequantised_inside(copy.deepcopy(self.modules[name]))
             for module, forward in stand_ins:
                 module.forward = forward
             return copied

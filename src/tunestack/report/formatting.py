@@ -21,6 +21,7 @@ _METRIC_NAMES = {
     "f1_weighted": "F1 (weighted)",
     "mcc": "MCC",
     "roc_auc": "ROC-AUC",
+    "neg_root_mean_squared_error": "Negative RMSE",
 }
 
 

@@ -20,6 +20,7 @@ from tunestack.report import formatting
 from tunestack.report.leaderboard import verdict_sentence
 from tunestack.report.plots import curve_views, forest, scatters
 from tunestack.report.search import sweep_view
+from tunestack.report.sets import set_table
 from tunestack.report.standings import (
     STANDING_WORDS,
     Entry,
@@ -81,6 +82,7 @@ def render_html(results: Results, folder: Path) -> str:
         level=level(entries),
         sides=side_metrics(results)[:1],
         has_test=has_test(results),
+        sets=set_table(results, entries),
         sweep=sweep_view(results),
         cost_columns=cost_columns(results),
         forest=forest(entries),

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from tunestack.files import write_text
 from tunestack.report import formatting
+from tunestack.report.sets import SetRow, set_table
 from tunestack.report.standings import Entry, cost_columns, has_test, level, side_metrics, standings
 from tunestack.report.trials import TrialRow, caution, state_counts, trial_rows
 from tunestack.results import Results, SearchSummary
@@ -97,9 +98,31 @@ def _markdown_table(results: Results, entries: list[Entry]) -> list[str]:
         "minus best, paired on the same validation examples, p corrected for their number (Holm)."
     )
     if costs:
-        note += " Costs: one run of that candidate alone; speed in texts classified."
+        note += " Costs: one run of that candidate alone; speed in texts answered."
     failures = [f"{entry.name}, {failure}" for entry in entries for failure in entry.failures]
-    return [_table(lines), escaped(note), *_failure_notes(failures)]
+    return [_table(lines), escaped(note), *_markdown_sets(results, entries), *_failure_notes(failures)]
+
+
+def _markdown_sets(results: Results, entries: list[Entry]) -> list[str]:
+    """The further test sets, where there are some."""
+    sets = set_table(results, entries)
+    if sets is None:
+        return []
+    heads = ["candidate", "base", *map(escaped, sets.names), "average"]
+    lines = [heads, _rule(heads, left=("candidate", "base"))]
+    for row in sets.rows:
+        cells = [row.entry.name, row.entry.candidate.base or formatting.MISSING, *_set_cells(row)]
+        lines.append([escaped(cell) for cell in cells])
+    note = (
+        f"Test sets: {formatting.metric_name(results.metric)}, mean over seeds; the average counts every set "
+        "alike. Intervals stand in report.html. They decided nothing."
+    )
+    return ["## Test sets", _table(lines), escaped(note)]
+
+
+def _set_cells(row: SetRow) -> list[str]:
+    means = [None if score is None else score.mean for score in row.scores]
+    return [formatting.score(mean) for mean in [*means, row.average]]
 
 
 def _markdown_trials(results: Results, search: SearchSummary) -> list[str]:
@@ -184,9 +207,24 @@ def render_terminal(results: Results) -> RenderableType:
 def _terminal_candidates(results: Results) -> list[RenderableType]:
     entries = standings(results)
     parts: list[RenderableType] = [_TerminalTable(results, entries)] if entries else []
+    parts += _terminal_sets(results, entries)
     for entry in entries:
         parts += [Text(f"{entry.name}, {failure}", style="red") for failure in entry.failures]
     return parts
+
+
+def _terminal_sets(results: Results, entries: list[Entry]) -> list[RenderableType]:
+    sets = set_table(results, entries)
+    if sets is None:
+        return []
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", title="Test sets")
+    table.add_column("candidate", overflow="fold", min_width=10)
+    for name in [*sets.names, "average"]:
+        table.add_column(name, justify="right", overflow="fold", min_width=5)
+    for row in sets.rows:
+        candidate = Text(row.entry.name, style=_COLOURS.get(row.entry.standing, ""))
+        table.add_row(candidate, *map(Text, _set_cells(row)))
+    return [table]
 
 
 def _terminal_trials(results: Results, search: SearchSummary) -> list[RenderableType]:

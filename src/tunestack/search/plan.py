@@ -19,6 +19,7 @@ from tunestack.methods.registry import METHODS
 from tunestack.search.config import SweepConfig, SweepMethod
 from tunestack.search.space import Branch, Space, Suggestion
 from tunestack.settings import validated
+from tunestack.stack.optim import check_optimizer
 from tunestack.tasks.base import Task
 from tunestack.tasks.registry import open_task
 from tunestack.trackers.registry import check_trackers
@@ -254,6 +255,8 @@ def _check_corners(
             settings = method_config(method, {**entry.config, **own}, check)
         if fixed is not None:
             training = _corner_training(fixed, of_training, shared, where, problems)
+        if training is not None and check is not None:
+            problems.attempt(check_optimizer, training.optim, check.base.device)
         if settings is not None and training is not None and data is not None:
             check_class_weights(config.training, {where: training}, task, problems)
             with problems.collecting(where):

@@ -209,7 +209,8 @@ class _Sweep:
 
     def train(self) -> None:
         """Train until the study has no more trials."""
-        splits = {name: split for name, split in self.plan.data.splits().items() if name != "test"}
+        data = self.plan.data
+        splits = {"train": data.train, "validation": data.validation}
         work = Workload(self.plan.base, self.plan.task, splits, self.plan.config.metric)
         outcomes = train(
             work, self.trials(), self.plan.config.slots, self.told, self.folder.checkpoints, self.prune

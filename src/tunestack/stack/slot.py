@@ -26,6 +26,7 @@ from tunestack.files import replacing
 from tunestack.methods.base import Adapter, Method
 from tunestack.methods.sites import Span, stable_hash
 from tunestack.results import CurvePoint
+from tunestack.stack.optim import load_state, make_optimizer, state_tensors
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,7 @@ class Slot:
         self.total_steps = training.steps(len(lengths))
         self.flat, self.grad, groups = _flatten(adapter, training)
         self.best = self.flat.clone()
-        fused = self.flat.device.type in ("cpu", "cuda")
-        self.optimizer = torch.optim.AdamW(groups, lr=training.learning_rate, fused=fused)
+        self.optimizer = make_optimizer(training.optim, groups, self.flat.device)
         name = training.lr_scheduler_type
         self.scheduler = get_scheduler(
             "constant_with_warmup" if name == "constant" else name,
@@ -202,9 +202,7 @@ class Slot:
     def save(self, path: Path) -> None:
         """Write all of the state, atomically, as one safetensors file."""
         self.seconds()
-        tensors = {"flat": self.flat, "best": self.best}
-        for key, value in self._optimizer_tensors().items():
-            tensors[key] = value
+        tensors = {"flat": self.flat, "best": self.best, **state_tensors(self.optimizer)}
         if self.best_answers is not None:
             tensors["best_answers"] = torch.from_numpy(np.ascontiguousarray(self.best_answers))
         state = {**vars(self.progress), "curve": [point.model_dump() for point in self.progress.curve]}
@@ -227,21 +225,8 @@ class Slot:
         if self.progress.step:
             self._load_optimizer(tensors)
 
-    def _optimizer_tensors(self) -> dict[str, Tensor]:
-        return {
-            f"optimizer.{index}.{name}": value
-            for index, state in self.optimizer.state_dict()["state"].items()
-            for name, value in state.items()
-        }
-
     def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in tensors.items():
-            if key.startswith("optimizer."):
-                _, index, name = key.split(".")
-                state.setdefault(int(index), {})[name] = tensor
-        whole = self.optimizer.state_dict()
-        self.optimizer.load_state_dict({**whole, "state": state})
+        load_state(self.optimizer, tensors)
         schedule: dict[str, Any] = self.scheduler.state_dict()
         self.scheduler.load_state_dict({**schedule, "last_epoch": self.progress.step})
         for group, rate in zip(self.optimizer.param_groups, _rates(self.scheduler), strict=True):

@@ -55,7 +55,10 @@ class Workload:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A trial that has ended. Its slot still holds the best weights until the next outcome is asked for."""
+    """A trial that has ended. Its slot still holds the best weights until the next outcome is asked for.
+
+    decided: settings of the task that validation decided for it.
+    """
 
     trial: Trial
     slot: Slot
@@ -64,6 +67,7 @@ class Outcome:
     seconds: float
     failure: str | None
     pruned: bool = False
+    decided: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Occupant(Protocol):
@@ -293,7 +297,9 @@ class Stack:
                 if not found.finite:
                     slot.failure = f"the validation outputs are not finite after step {slot.progress.step}"
                     continue
-                metrics = self.work.task.scores(self.work.splits["validation"], found.given)
+                decided = self._decided(found.given)
+                given = self.work.task.decided(found.given, decided)
+                metrics = self.work.task.scores(self.work.splits["validation"], given)
                 point = slot.record(self.work.metric, metrics, found.loss, found.given)
                 notify(event_of("evaluated", slot, point=point))
 
@@ -305,12 +311,21 @@ class Stack:
     def outcome(self, slot: Slot) -> Outcome:
         """What a finished trial reached: best weights restored, answers on every split but train."""
         answers: dict[str, Given] = {}
+        decided: dict[str, Any] = {}
         if slot.failure is None and slot.best_answers is not None:
             slot.restore_best()
             answers["validation"] = slot.best_answers
             for split in [name for name in self.work.splits if name not in ("train", "validation")]:
                 answers[split] = self.answers([slot], self.work.encoded(split, slot.max_length))[0].given
-        return Outcome(slot.trial, slot, self.host, answers, slot.seconds(), slot.failure, slot.pruned)
+            decided = self._decided(slot.best_answers)
+            answers = {split: self.work.task.decided(given, decided) for split, given in answers.items()}
+        return Outcome(
+            slot.trial, slot, self.host, answers, slot.seconds(), slot.failure, slot.pruned, decided
+        )
+
+    def _decided(self, given: Given) -> dict[str, Any]:
+        """What answers to validation decide."""
+        return self.work.task.decide(self.work.splits["validation"], given, self.work.metric)
 
 
 def _spans(

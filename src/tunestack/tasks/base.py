@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
@@ -77,8 +78,11 @@ class Task(ABC):
     gives_probabilities: whether an answer is a probability of each label. reads_first_token: of models whose
     classification head reads the first token, nothing else is read. has_head: whether the model has modules
     that a base lacks, which every trial draws and trains whole. per_token: whether the model answers for
-    every token. several_tests: whether data may name further test sets. options_class: the task's own
-    settings.
+    every token. ranks: whether there are several answers to an example, `n_best`. several_tests: whether data
+    may name further test sets. reads_words: whether a text may be given as the list of its words. long_texts:
+    what is done to those longer than max_length, in words before "N tokens". options_class: the task's own
+    settings. constant: what is answered without looking at the text; misses: what is done to an example whose
+    answer is not right. Both as parts of sentences.
     """
 
     name: ClassVar[str]
@@ -94,8 +98,13 @@ class Task(ABC):
     reads_first_token: ClassVar[bool] = False
     has_head: ClassVar[bool] = True
     per_token: ClassVar[bool] = False
+    reads_words: ClassVar[bool] = False
+    long_texts: ClassVar[str] = "cut at"
+    ranks: ClassVar[bool] = False
     several_tests: ClassVar[bool] = False
     options_class: ClassVar[type[Settings]] = Settings
+    constant: ClassVar[str] = "the most frequent class"
+    misses: ClassVar[str] = "gets wrong"
 
     def __init__(self, label_names: Sequence[str] = (), options: Settings | None = None) -> None:
         """label_names: in id order; empty where a task has none. options: of `options_class`."""
@@ -118,6 +127,17 @@ class Task(ABC):
                 found=str(class_weights),
                 fix="Leave it out.",
             )
+
+    @classmethod
+    def input_columns(cls, text: str, text_pair: str | None, columns: Mapping[str, str]) -> dict[str, str]:
+        """How the columns that the model reads are called in a file, by our names for them.
+
+        text, text_pair: the first and the second of them, as `DataConfig` has them. columns: any of them.
+        """
+        named = dict(zip(cls.inputs, (None if text == "text" else text, text_pair)))
+        named = {**named, **columns}
+        wanted = [name for name in cls.inputs if name not in cls.optional or named.get(name)]
+        return {name: named.get(name) or name for name in wanted}
 
     def check_base(self, base: Base, splits: Mapping[str, Split], max_length: int, places: int) -> None:  # noqa: B027
         """Raise UserError for a base that cannot do this task, or examples that it cannot take.
@@ -221,6 +241,26 @@ class Task(ABC):
             found.append(Evaluation(self.answer(encoded, outputs), loss, finite))
         return found
 
+    def n_best(
+        self, encoded: Encoded, outputs: Tensor, split: Split, count: int | None
+    ) -> list[list[dict[str, Any]]]:
+        """Several answers to each example, best first, from what `collect` kept of all rows.
+
+        count: how many, at most; None for as many as the task's settings say. Only of a task that `ranks`.
+        """
+        raise NotImplementedError
+
+    def decide(self, split: Split, given: Given, metric: str) -> dict[str, Any]:
+        """Settings of the task that validation decides for a trial, a threshold say; saved with its weights.
+
+        given: its answers to the validation split. metric: what is to be best.
+        """
+        return {}
+
+    def decided(self, given: Given, settings: Mapping[str, Any]) -> Given:
+        """Answers to any split with the settings that `decide` gave; a saved task has them from the start."""
+        return given
+
     def several(self, given: Sequence[Given]) -> NDArray[Any]:
         """The answers of several seeds to one split, [seeds, examples, ...]."""
         return np.stack(given)
@@ -253,6 +293,10 @@ class Task(ABC):
         """How many examples have each label; empty where there are no labels."""
         return []
 
+    def remarks(self, means: Mapping[str, Mapping[str, float]]) -> list[str]:
+        """Sentences on what a candidate's metrics, by split and name, do not show by themselves."""
+        return []
+
     # Telling
 
     @abstractmethod
@@ -266,6 +310,10 @@ class Task(ABC):
     @abstractmethod
     def read(self, frame: pd.DataFrame) -> Given:
         """The answers from the columns that `told` wrote, as text."""
+
+    def typical(self, predictions: Sequence[Any]) -> str:
+        """Several answers to one example as one, for a reader: the most frequent."""
+        return Counter(map(str, predictions)).most_common(1)[0][0]
 
     def shown(self, split: Split, index: int) -> str:
         """An example as a reader sees it."""

@@ -16,18 +16,28 @@ def delong(labels: IntArray, probabilities: NDArray[np.floating]) -> tuple[Float
     """
     classes = probabilities.shape[2]
     one_vs_rest = [1] if classes == 2 else list(range(classes))
-    values = np.zeros(len(probabilities))
-    influence = np.zeros(probabilities.shape[:2])
-    for k in one_vs_rest:
-        positive, scores = labels == k, probabilities[:, :, k]
+    return delong_of_flags(labels[:, None] == one_vs_rest, probabilities[:, :, one_vs_rest])
+
+
+def delong_of_flags(
+    positives: NDArray[np.bool_], scores: NDArray[np.floating]
+) -> tuple[FloatArray, FloatArray]:
+    """The mean over columns of ROC-AUC, for each seed [seeds], and its covariance [seeds, seeds].
+
+    positives: ``[n, columns]``, both kinds in every column. scores: ``[seeds, n, columns]``.
+    """
+    columns = positives.shape[1]
+    values = np.zeros(len(scores))
+    influence = np.zeros(scores.shape[:2])
+    for positive, own in zip(positives.T, np.moveaxis(scores, 2, 0), strict=True):
         n_positive, n_negative = int(positive.sum()), int((~positive).sum())
-        ranks = stats.rankdata(scores, axis=1)
-        above = (ranks[:, positive] - stats.rankdata(scores[:, positive], axis=1)) / n_negative
-        below = 1 - (ranks[:, ~positive] - stats.rankdata(scores[:, ~positive], axis=1)) / n_positive
+        ranks = stats.rankdata(own, axis=1)
+        above = (ranks[:, positive] - stats.rankdata(own[:, positive], axis=1)) / n_negative
+        below = 1 - (ranks[:, ~positive] - stats.rankdata(own[:, ~positive], axis=1)) / n_positive
         auc = above.mean(axis=1)
-        values += auc / len(one_vs_rest)
+        values += auc / columns
         for rows, placements in ((positive, above), (~positive, below)):
             m = placements.shape[1]
-            scale = np.sqrt(m * max(m - 1, 1)) * len(one_vs_rest)
+            scale = np.sqrt(m * max(m - 1, 1)) * columns
             influence[:, rows] += (placements - auc[:, None]) / scale
     return values, influence @ influence.T

@@ -120,6 +120,7 @@ class Instruction(Task):
     inputs = ("instruction", "input")
     optional = ("input",)
     default_metric = "accuracy"
+    has_head = False
     several_tests = True
     options_class = InstructionOptions
 
@@ -288,6 +289,17 @@ class Instruction(Task):
 
     def _kind(self, gold: str) -> Kind:
         return kind_of(gold) if self.options.answers == "auto" else KINDS[self.options.answers]
+
+    def remarks(self, means: Mapping[str, Mapping[str, float]]) -> list[str]:
+        """How many responses have no answer, which counts as wrong, and how many never ended."""
+        never = f"cut at {self.options.max_new_tokens} tokens, as they did not end"
+        found = []
+        for metric, words in (("parsed", "without an answer that could be read"), ("ended", never)):
+            shares = {split: 1 - own[metric] for split, own in means.items() if metric in own}
+            told = [f"{part:.1%} on {split}" for split, part in shares.items() if part > 0]
+            if told:
+                found.append(f"Responses {words}: {', '.join(told)}.")
+        return found
 
     # Telling
 

@@ -11,9 +11,24 @@ from tunestack.settings import validated
 from tunestack.tasks.base import Task
 from tunestack.tasks.classification import SequenceClassification
 from tunestack.tasks.instruction import Instruction
+from tunestack.tasks.multi_label import MultiLabel
+from tunestack.tasks.question_answering import QuestionAnswering
+from tunestack.tasks.regression import Regression
 from tunestack.tasks.text_to_text import TextToText
+from tunestack.tasks.token_classification import TokenClassification
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (SequenceClassification, Instruction, TextToText)}
+TASKS: dict[str, type[Task]] = {
+    task.name: task
+    for task in (
+        SequenceClassification,
+        MultiLabel,
+        Regression,
+        TokenClassification,
+        QuestionAnswering,
+        TextToText,
+        Instruction,
+    )
+}
 
 
 def open_task(settings: TaskConfig, data: DataConfig, problems: Problems) -> tuple[Task, TextData | None]:

@@ -127,11 +127,9 @@ def curve_values(point: CurvePoint) -> dict[str, float]:
 
 def final_values(result: SeedResult) -> dict[str, float]:
     """What a trial reached with the weights that were kept, by the names that every tracker shows."""
-    splits = {"validation": result.validation, "test": result.test}
     metrics = {
         f"final/{split}/{name}": value
-        for split, scores in splits.items()
-        if scores is not None
+        for split, scores in result.scores.items()
         for name, value in scores.metrics.items()
     }
     others = {"final/best_epoch": result.best_epoch, "final/stacked_seconds": result.stacked_seconds}

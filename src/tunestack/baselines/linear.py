@@ -1,0 +1,49 @@
+"""A linear model on features: logistic regression of classes, one a label of flags, ridge of numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from tunestack.baselines.base import SavedBaseline, Target, Tensors, read_tensors
+from tunestack.baselines.logistic import NAMES, Logistic, LogisticOptions, fit_logistic
+from tunestack.baselines.one_vs_rest import OneVsRest, fit_one_vs_rest
+from tunestack.baselines.ridge import Ridge, RidgeOptions, fit_ridge
+from tunestack.config import Settings
+
+Linear = Logistic | Ridge
+
+
+def fit_linear(features: Any, labels: NDArray[Any], label_count: int, options: Settings) -> Linear:
+    """Fit what the options are for. Raises UserError where the labels of classes are all the same.
+
+    labels: ids or numbers [texts], or flags [texts, labels].
+    """
+    if isinstance(options, RidgeOptions):
+        return fit_ridge(features, labels, options)
+    assert isinstance(options, LogisticOptions)
+    if labels.ndim == 2:
+        return fit_one_vs_rest(features, labels, options)
+    return fit_logistic(features, labels, label_count, options)
+
+
+def target_of(linear: Linear) -> Target:
+    """What it answers."""
+    if isinstance(linear, Ridge):
+        return "numbers"
+    return "flags" if isinstance(linear, OneVsRest) else "classes"
+
+
+def read_linear(folder: Path, saved: SavedBaseline, *others: str) -> tuple[Linear, Tensors]:
+    """A saved one, and all tensors in its file; `others` are to be among them.
+
+    Raises UserError for a missing or damaged file, or a missing name.
+    """
+    if saved.target == "numbers":
+        tensors = read_tensors(folder, *Ridge.NAMES, *others)
+        return Ridge.from_tensors(tensors), tensors
+    tensors = read_tensors(folder, *NAMES, *others)
+    kind = OneVsRest if saved.target == "flags" else Logistic
+    return kind.from_tensors(tensors, saved.label_count), tensors

@@ -1,0 +1,349 @@
+"""Questions about contexts: SQuAD's own files, the Hub's flattened form, and plain tables."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from datasets import Dataset, Features, List, Value
+
+from tunestack.config import DataConfig
+from tunestack.data.load import TextData, read_all
+from tunestack.data.sources import Table
+from tunestack.data.split import shared_rows, split_train_validation
+from tunestack.data.tables import check_columns, check_texts
+from tunestack.errors import Problem, Problems, UserError
+
+SHOWN = 5
+"""How many records that are wrong in the same way an error lists."""
+ANSWERABLE = ("answerable", "unanswerable")
+"""What questions are where some have no answer (SQuAD v2)."""
+
+_FEATURES = Features(
+    {
+        "id": Value("string"),
+        "question": Value("string"),
+        "context": Value("string"),
+        "answer_texts": List(Value("string")),
+        "answer_starts": List(Value("int64")),
+        "row": Value("int64"),
+    }
+)
+_LAYOUTS = (
+    "SQuAD's layout (data, paragraphs, qas), or a table with question, context and answers "
+    '({"text": [...], "answer_start": [...]}, or the text, and its place in answer_start)'
+)
+_HOW = "Other names go into data.columns: {question: ..., context: ..., answers: ..., answer_start: ...}."
+
+
+@dataclass(frozen=True)
+class Question:
+    """One record. impossible: what the data says of it, None where it says nothing."""
+
+    row: int
+    id: str
+    question: Any
+    context: Any
+    texts: tuple[Any, ...]
+    starts: tuple[Any, ...]
+    impossible: bool | None
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        return name_of(self.row, self.id)
+
+
+def name_of(row: int, id: str | None) -> str:
+    """What errors call a question.
+
+    >>> name_of(3, "56be4db0acb8001400a502ec")
+    'question 3 (56be4db0acb8001400a502ec)'
+    """
+    return f"question {row}" if id is None or id == str(row) else f"question {row} ({id})"
+
+
+def load_questions(config: DataConfig, inputs: Mapping[str, str], skip_misplaced: bool = False) -> TextData:
+    """Read, check and split questions with contexts and answers.
+
+    inputs: what the columns `question` and `context` are called.
+
+    The datasets have the columns `id`, `question`, `context`, `answer_texts` and `answer_starts` (both empty
+    for a question without an answer), `row`. label_names: `ANSWERABLE` where there are such questions, else
+    none. A split of our own keeps a context on one side. skip_misplaced: questions whose answer does not
+    stand in the context where the data says are left out; else they are a problem. Raises UserError with all
+    problems.
+    """
+    problems, warnings = Problems(), list[str]()
+    columns = _columns(config, inputs, problems)
+    tables = read_all(config, problems)
+    read: dict[str, list[Question]] = {}
+    for split, table in tables.items():
+        if split == "test" and config.test is None and not _has_answers(table, columns):
+            warnings.append(f"{table.where} has no answers and is not used.")
+            continue
+        with problems.collecting():
+            read[split] = _checked(table, columns, skip_misplaced, warnings)
+    problems.raise_if_any()
+    splits = {split: _dataset(questions) for split, questions in read.items()}
+    if "validation" not in splits:
+        groups = "context" if config.group_duplicates else None
+        parts = split_train_validation(splits["train"], config.train_size, config.seed, groups)
+        splits["train"], splits["validation"] = parts
+    unanswerable = any(not question.texts for questions in read.values() for question in questions)
+    return TextData(
+        train=splits["train"],
+        validation=splits["validation"],
+        test=splits.get("test"),
+        label_names=ANSWERABLE if unanswerable else (),
+        warnings=(*warnings, *_shared_contexts(splits)),
+        source=config.train,
+        fingerprint=_fingerprint(splits),
+    )
+
+
+def _columns(config: DataConfig, inputs: Mapping[str, str], problems: Problems) -> dict[str, str | None]:
+    """Their names for our columns; `answers` is None where nobody names it."""
+    names: dict[str, str | None] = {
+        "id": "id",
+        **inputs,
+        "answers": None,
+        "answer_start": "answer_start",
+        "is_impossible": "is_impossible",
+    }
+    if config.label != DataConfig.model_fields["label"].default:
+        names["answers"] = config.label
+    for name in ("labels", "positive_label"):
+        if getattr(config, name) is not None:
+            problems.add(
+                f"data.{name}", expected="none: answers are texts", found="some", fix="Leave it out."
+            )
+    for name in config.columns.keys() - names.keys():
+        expected = f"one of {', '.join(names)}"
+        problems.add("data.columns", expected=expected, found=repr(name), fix=_HOW)
+    return {**names, **{name: value for name, value in config.columns.items() if name in names}}
+
+
+def _checked(
+    table: Table, columns: Mapping[str, str | None], skip_misplaced: bool, warnings: list[str]
+) -> list[Question]:
+    """The questions of one split. Raises UserError with all problems."""
+    questions = list(_questions(table, columns))
+    where, problems = table.where, Problems()
+    if not questions:
+        problems.add(where, expected="questions", found="none", fix="Give a file with questions in it.")
+    index = [question.row for question in questions]
+    for name in ("question", "context"):
+        texts = pd.Series([getattr(question, name) for question in questions], index, dtype=object)
+        check_texts(texts, f"{where}, {name}", problems)
+    seen: dict[str, int] = {}
+    repeated = [
+        f"{one.name}, as {seen[one.id]}" for one in questions if seen.setdefault(one.id, one.row) != one.row
+    ]
+    _note(
+        repeated, f"{where}, id", "an id of its own for every question", problems, "Remove the repetitions."
+    )
+    _check_answers(questions, where, problems)
+    problems.raise_if_any()
+    misplaced = {one.row: found for one in questions if (found := _misplaced(one)) is not None}
+    fix = "Correct answer_start, or leave these questions out with task: {skip_misplaced: true}."
+    expected = "every answer's text in the context at its answer_start"
+    if misplaced and not skip_misplaced:
+        _note(list(misplaced.values()), f"{where}, answers", expected, problems, fix)
+        problems.raise_if_any()
+    if misplaced:
+        some = "; ".join(list(misplaced.values())[:SHOWN])
+        warnings.append(
+            f"{where}: {len(misplaced):,} of {len(questions):,} questions are left out, for their answers do "
+            f"not stand where the data says: {some}."
+        )
+    return [question for question in questions if question.row not in misplaced]
+
+
+def _check_answers(questions: Sequence[Question], where: str, problems: Problems) -> None:
+    """Note answers that are missing, contradict `is_impossible`, or have no text or place."""
+    wrong: dict[tuple[str, str], list[str]] = {}
+    for one in questions:
+        found = None
+        if not one.texts and not one.impossible:
+            found = ("an answer to every question", "A question without one needs is_impossible: true.")
+        elif one.texts and one.impossible:
+            found = ("no answer where is_impossible is true", "Remove the answer or the mark.")
+        elif len(one.texts) != len(one.starts):
+            found = ("a place for every answer's text", "Give answer_start for each.")
+        elif not all(isinstance(text, str) and text.strip() for text in one.texts):
+            found = ("answers with text", "Fill them in, or remove them.")
+        elif not all(type(start) is int and start >= 0 for start in one.starts):
+            found = ("answer_start as a number of characters from 0", "Correct them.")
+        if found is not None:
+            wrong.setdefault(found, []).append(one.name)
+    for (expected, fix), names in wrong.items():
+        _note(names, f"{where}, answers", expected, problems, fix)
+
+
+def _note(found: Sequence[str], where: str, expected: str, problems: Problems, fix: str) -> None:
+    if found:
+        more = f" and {len(found) - SHOWN:,} more" if len(found) > SHOWN else ""
+        some = "; ".join(found[:SHOWN])
+        told = f"{len(found):,} questions that differ: {some}{more}"
+        problems.add(where, expected=expected, found=told, fix=fix)
+
+
+def _misplaced(question: Question) -> str | None:
+    """What stands in the context where an answer should."""
+    for text, start in zip(question.texts, question.starts, strict=True):
+        if (there := question.context[start : start + len(text)]) != text:
+            return f"{question.name}: {text[:40]!r} is {there[:40]!r} at {start}"
+    return None
+
+
+# Layouts
+
+
+def _questions(table: Table, columns: Mapping[str, str | None]) -> Iterator[Question]:
+    """The records of a table in any layout. Raises UserError for another one."""
+    frame = table.frame
+    if "paragraphs" in frame:
+        return _of_articles(frame, table.where)
+    answers = _answer_column(frame, columns)
+    names = {str(columns["question"]), str(columns["context"])}
+    if answers is None or not names & set(frame.columns):
+        found = f"columns {', '.join(map(str, frame.columns))}"
+        raise UserError(Problem(table.where, _LAYOUTS, found, _HOW))
+    problems = Problems()
+    nested = bool(frame[answers].map(lambda value: isinstance(value, dict | list)).any())
+    wanted = [*names, *([] if nested else [str(columns["answer_start"])])]
+    check_columns(frame, wanted, table.where, problems, _HOW)
+    problems.raise_if_any()
+    return _of_rows(frame, columns, answers, nested)
+
+
+def _answer_column(frame: pd.DataFrame, columns: Mapping[str, str | None]) -> str | None:
+    given = columns["answers"]
+    return next((name for name in ([given] if given else ["answers", "answer"]) if name in frame), None)
+
+
+def _of_articles(frame: pd.DataFrame, where: str) -> Iterator[Question]:
+    """SQuAD's own layout, as read: one row an article."""
+    row = 0
+    for article, paragraphs in enumerate(frame["paragraphs"]):
+        for number, paragraph in enumerate(_records(paragraphs, f"{where}, data[{article}].paragraphs")):
+            place = f"{where}, data[{article}].paragraphs[{number}]"
+            for question in _records(paragraph.get("qas"), f"{place}.qas"):
+                texts, starts = _answers_of(question.get("answers"))
+                yield Question(
+                    row,
+                    str(question.get("id", row)),
+                    question.get("question"),
+                    paragraph.get("context"),
+                    texts,
+                    starts,
+                    _flag(question.get("is_impossible")),
+                )
+                row += 1
+
+
+def _records(values: Any, where: str) -> list[dict[str, Any]]:
+    """A list of objects. Raises UserError for anything else."""
+    if isinstance(values, list) and all(isinstance(value, dict) for value in values):
+        return values
+    kinds = {type(value).__name__ for value in values} if isinstance(values, list) else set()
+    found = f"a list of {', '.join(sorted(kinds))}" if kinds else type(values).__name__
+    expected = "a list of objects, as in SQuAD's layout"
+    raise UserError(Problem(where, expected, "nothing" if values is None else found, "Correct the file."))
+
+
+def _of_rows(
+    frame: pd.DataFrame, columns: Mapping[str, str | None], answers: str, nested: bool
+) -> Iterator[Question]:
+    """One row a question."""
+    own = {name: str(columns[name]) for name in ("id", "is_impossible", "answer_start")}
+    for row, record in zip(frame.index, frame.to_dict("records")):
+        impossible = _flag(record.get(own["is_impossible"]))
+        value = record[answers]
+        texts, starts = _answers_of(value)
+        if nested and impossible is None and value is not None:
+            impossible = not texts  # the Hub's form of v2 has no mark of its own
+        elif not nested:
+            empty = value is None or value == ""
+            texts = () if empty else (value,)
+            starts = () if empty else (_number(record.get(own["answer_start"])),)
+        id_ = record.get(own["id"])
+        question, context = record[str(columns["question"])], record[str(columns["context"])]
+        yield Question(
+            int(row), str(row if id_ is None else id_), question, context, texts, starts, impossible
+        )
+
+
+def _answers_of(value: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Texts and places, of SQuAD's list of answers or the Hub's pair of lists."""
+    if isinstance(value, dict):
+        return tuple(value.get("text") or ()), tuple(map(_number, value.get("answer_start") or ()))
+    if isinstance(value, list):
+        answers = [one if isinstance(one, dict) else {} for one in value]
+        return tuple(one.get("text") for one in answers), tuple(
+            _number(one.get("answer_start")) for one in answers
+        )
+    return (), ()
+
+
+def _number(value: Any) -> Any:
+    """A place, which CSV has as text and other tables perhaps as a float; anything else as it is."""
+    if isinstance(value, str) and value.strip().isdecimal():
+        return int(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _flag(value: Any) -> bool | None:
+    """A mark, which CSV has as text."""
+    if isinstance(value, str):
+        return value.strip().lower() in ("true", "1", "yes")
+    return None if value is None else bool(value)
+
+
+def _has_answers(table: Table, columns: Mapping[str, str | None]) -> bool:
+    """Whether anything in a split has an answer."""
+    if "paragraphs" not in table.frame and _answer_column(table.frame, columns) is None:
+        return False
+    return any(question.texts for question in _questions(table, columns))
+
+
+# Splits
+
+
+def _dataset(questions: Sequence[Question]) -> Dataset:
+    values = {
+        "id": [one.id for one in questions],
+        "question": [one.question for one in questions],
+        "context": [one.context for one in questions],
+        "answer_texts": [list(one.texts) for one in questions],
+        "answer_starts": [list(one.starts) for one in questions],
+        "row": [one.row for one in questions],
+    }
+    return Dataset.from_dict(values, features=_FEATURES)
+
+
+def _shared_contexts(splits: Mapping[str, Dataset]) -> list[str]:
+    contexts = {name: split["context"][:] for name, split in splits.items()}
+    sentences = []
+    for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        if second in contexts and (shared := shared_rows(contexts[second], contexts[first])):
+            sentences.append(
+                f"{shared:,} of {len(contexts[second]):,} {second} questions have a context that is also in "
+                f"{first}: scores on them reward memory."
+            )
+    return sentences
+
+
+def _fingerprint(splits: Mapping[str, Dataset]) -> str:
+    digest = hashlib.sha256()
+    columns = ("question", "context", "answer_texts", "answer_starts")
+    for name, split in splits.items():
+        digest.update(json.dumps([name, split.num_rows]).encode())
+        for row in zip(*(split[column][:] for column in columns)):
+            digest.update(json.dumps(row).encode())
+    return digest.hexdigest()

@@ -1,0 +1,93 @@
+"""Adapters that learn to reason: tiny bases that add are taught to subtract, in words that they never saw.
+
+The bases in `fixtures/reasoning` were trained by `examples/reasoning.py` (1,000 steps) and saved in fp16.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import tunestack
+from tunestack.bases import load_base
+from tunestack.config import BaseConfig, TaskConfig
+from tunestack.results import Results
+from tunestack.saved import Seat
+from tunestack.stack.stack import Stack, Workload
+from tunestack.tasks.registry import make_task
+
+ROOT = Path(__file__).resolve().parents[1]
+BASES = Path(__file__).parent / "fixtures" / "reasoning"
+KINDS = ["decoder", "encoder-decoder"]
+
+
+@pytest.fixture(scope="module")
+def reasoning() -> ModuleType:
+    """The example, as a module."""
+    spec = importlib.util.spec_from_file_location("reasoning", ROOT / "examples" / "reasoning.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["reasoning"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def learned(
+    request: pytest.FixtureRequest, reasoning: ModuleType, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path, Results]:
+    """The base, the folder of the records, and what four families learned of them together, in one stack."""
+    folder = tmp_path_factory.mktemp(request.param)
+    reasoning.write_records(folder, train=500, validation=60, test=60)
+    results = tunestack.compare(
+        ROOT / "examples" / "reasoning.yaml",
+        train=str(folder / "train.json"),
+        validation=str(folder / "validation.json"),
+        test=str(folder / "test.json"),
+        bases=settings(request.param),
+        training={"epochs": 2},
+        measure_costs=False,
+        output=folder / "run",
+        progress=False,
+    )
+    return request.param, folder, results
+
+
+def settings(kind: str) -> dict[str, Any]:
+    return {"model": str(BASES / kind), "dtype": "float32", "device_map": "cpu"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_base_adds_where_it_should_subtract(kind: str, reasoning: ModuleType) -> None:
+    import random
+
+    draw = random.Random(3)
+    records = {name: [reasoning.subtraction(draw) for _ in range(60)] for name in ("new", "other")}
+    known = [reasoning.addition(draw) for _ in range(60)]
+    assert share_right(kind, records["new"]) < 0.1
+    assert share_right(kind, known) > 0.9
+
+
+def share_right(kind: str, records: list[dict[str, str]]) -> float:
+    """How many answers of the bare base are right."""
+    base = load_base(BaseConfig(**settings(kind)))
+    task = make_task(TaskConfig(name="instruction", options={"max_new_tokens": 20, "answers": "number"}), [])
+    split = {name: [record[name] for record in records] for name in records[0]}
+    loaded = base.load_model(task.auto_class_for(base.config), task.model_config(base))
+    stack = Stack(Workload(base, task, {}, task.default_metric), loaded)
+    given = stack.answers([Seat()], task.encode(base, split, 128))[0].given
+    return task.scores(split, given)["accuracy"]
+
+
+def test_adapters_teach_it(learned: tuple[str, Path, Results]) -> None:
+    _, _, results = learned
+    found = {candidate.name: candidate.test["accuracy"].mean for candidate in results.candidates}
+    assert set(found) == {"lora", "series", "parallel", "prefix"}
+    assert found["lora"] > 0.8
+    assert min(found.values()) > 0.4  # two epochs; `docs/reasoning.md` has what eight give
