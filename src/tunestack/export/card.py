@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tunestack.choice import Choice, Description
 from tunestack.files import slug, write_text
@@ -15,6 +15,9 @@ from tunestack.report import formatting
 from tunestack.report.leaderboard import escaped, markdown_table, verdict_sentence
 from tunestack.report.standings import level, side_metrics, standings
 from tunestack.results import Results
+
+if TYPE_CHECKING:
+    from tunestack.tasks.base import Task
 
 CARD = "README.md"
 
@@ -50,8 +53,6 @@ def write_card(path: Path, choice: Choice, shipment: Shipment, license: str | No
     import jinja2
     from huggingface_hub import ModelCard
 
-    from tunestack.tasks.registry import make_task
-
     title = _title(choice, shipment)
     trained_on = (choice.description or shipment.description).base
     base = base_name(shipment.description)
@@ -71,7 +72,7 @@ def write_card(path: Path, choice: Choice, shipment: Shipment, license: str | No
         shipment=shipment,
         description=shipment.description,
         labels=shipment.description.label_names,
-        task=make_task(shipment.description.task, shipment.description.label_names),
+        task=_task(shipment),
         method=method,
         summary=summary,
         results=results,
@@ -81,7 +82,7 @@ def write_card(path: Path, choice: Choice, shipment: Shipment, license: str | No
         hyperparameters=_set(choice.candidate.hyperparameters) if choice.candidate else {},
         scores=_scores(choice),
         level=level(standings(results)) if results else None,
-        positive=_positive(results) if results else None,
+        positive=_positive(results) if results and _task(shipment).target == "classes" else None,
         verdict=verdict_sentence(results) if results else None,
         leaderboard=markdown_table(results) if results else None,
         license=license,
@@ -91,6 +92,13 @@ def write_card(path: Path, choice: Choice, shipment: Shipment, license: str | No
     front = _front_matter(title, choice, shipment, base, license)
     card = ModelCard(f"---\n{front}\n---\n\n{body}")
     write_text(path, str(card))
+
+
+def _task(shipment: Shipment) -> Task:
+    """What was learned."""
+    from tunestack.tasks.registry import make_task
+
+    return make_task(shipment.description.task, shipment.description.label_names)
 
 
 def base_name(description: Description) -> BaseName | None:
@@ -170,12 +178,12 @@ def _front_matter(
     from huggingface_hub import ModelCardData
 
     results = choice.results
-    found = _evaluations(choice)
+    found = _evaluations(choice, _task(shipment).pipeline_tag)
     data = ModelCardData(
         license=license,
         library_name=_LIBRARIES[shipment.kind],
         base_model=base.hub_id if base else None,
-        pipeline_tag="text-classification",
+        pipeline_tag=_task(shipment).pipeline_tag,
         datasets=[results.data.source] if results and _is_hub_data(results.data.source) else None,
         metrics=list(dict.fromkeys(one.metric_type for one in found)) or None,
         tags=["tunestack", _method(choice, shipment)[0]],
@@ -185,7 +193,7 @@ def _front_matter(
     return data.to_yaml()
 
 
-def _evaluations(choice: Choice) -> list[Any]:
+def _evaluations(choice: Choice, tag: str) -> list[Any]:
     """What these very weights reached, for the Hub's model index; the test split where there is one."""
     from huggingface_hub import EvalResult
 
@@ -196,8 +204,8 @@ def _evaluations(choice: Choice) -> list[Any]:
     kind = name if _is_hub_data(results.data.source) else slug(name) or "text"
     return [
         EvalResult(
-            task_type="text-classification",
-            task_name="Text classification",
+            task_type=tag,
+            task_name=tag.replace("-", " ").capitalize(),
             dataset_type=kind,
             dataset_name=name,
             dataset_split=split,

@@ -73,22 +73,24 @@ class Task(ABC):
     """What is solved.
 
     name: what users type. summary: what it is, in a few words. title: what the model is asked to do, for
-    sentences. inputs: the columns of a split that the model reads; those that may be missing stand in
-    `optional`, those that may be empty in a row too in `blank`. default_metric: what candidates are
-    chosen by. target: what baselines learn of it, if any can.
-    gives_probabilities: whether an answer is a probability of each label. reads_first_token: of models whose
-    classification head reads the first token, nothing else is read. has_head: whether the model has modules
-    that a base lacks, which every trial draws and trains whole. per_token: whether the model answers for
-    every token. ranks: whether there are several answers to an example, `n_best`. several_tests: whether data
-    may name further test sets. reads_words: whether a text may be given as the list of its words. long_texts:
-    what is done to those longer than max_length, in words before "N tokens". options_class: the task's own
-    settings. counted: what labels are counted by: examples, words. constant: what is answered without looking
-    at the text; misses: what is done to an example whose answer is not right. Both as parts of sentences.
+    sentences. pipeline_tag: what the Hub calls it. inputs: the columns of a split that the model reads;
+    those that may be missing stand in `optional`, those that may be empty in a row too in `blank`.
+    default_metric: what candidates are chosen by. target: what baselines learn of it, if any can.
+    gives_probabilities: whether an answer is a probability of each label. reads_first_token: of models
+    whose classification head reads the first token, nothing else is read. has_head: whether the model has
+    modules that a base lacks, which every trial draws and trains whole. per_token: whether the model
+    answers for every token. ranks: whether there are several answers to an example, `n_best`.
+    several_tests: whether data may name further test sets. reads_words: whether a text may be given as
+    the list of its words. long_texts: what is done to those longer than max_length, in words before "N
+    tokens". options_class: the task's own settings. counted: what labels are counted by: examples, words.
+    constant: what is answered without looking at the text; misses: what is done to an example whose
+    answer is not right. Both as parts of sentences.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     title: ClassVar[str]
+    pipeline_tag: ClassVar[str] = "text-classification"
     auto_class: ClassVar[type[_BaseAutoModelClass]]
     peft_type: ClassVar[TaskType]
     inputs: ClassVar[tuple[str, ...]] = ("text", "text_pair")

@@ -115,6 +115,7 @@ class Instruction(Task):
     name = "instruction"
     summary = "responses to instructions, with an answer in each"
     title = "follow instructions"
+    pipeline_tag = "text-generation"
     auto_class = AutoModelForCausalLM
     peft_type = TaskType.CAUSAL_LM
     inputs = ("instruction", "input")

@@ -60,6 +60,7 @@ class QuestionAnswering(Task):
     name = "question-answering"
     summary = "which part of a context answers a question"
     title = "answer questions from a context"
+    pipeline_tag = "question-answering"
     auto_class = AutoModelForQuestionAnswering
     peft_type = TaskType.QUESTION_ANS
     inputs = ("question", "context")

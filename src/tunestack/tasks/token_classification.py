@@ -45,6 +45,7 @@ class TokenClassification(Task):
     name = "token-classification"
     summary = "a tag for every word: entities, parts of speech"
     title = "classify tokens"
+    pipeline_tag = "token-classification"
     auto_class = AutoModelForTokenClassification
     peft_type = TaskType.TOKEN_CLS
     inputs = ("tokens",)
