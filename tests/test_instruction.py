@@ -108,6 +108,15 @@ def test_a_response_must_have_places_in_the_model(kind: str, longest: int, tmp_p
     assert [one.where for one in problems] == [f"AddSub: {base.name}"]
 
 
+def test_a_base_must_write(tmp_path: Path) -> None:
+    task = Instruction(options=OPTIONS)
+    (problem,) = refused(lambda: task.check_base(tiny.random_base(tmp_path, "bert"), {}, 64, 96))
+    assert problem.expected == "a model that writes"
+    odd = tiny.random_base(tmp_path, "t5", decoder_start_token_id=None)
+    (problem,) = refused(lambda: task.check_base(odd, {}, 64, 96))
+    assert problem.expected == "a decoder_start_token_id"
+
+
 # The loss
 
 
@@ -303,6 +312,9 @@ def test_sets_of_the_paper_by_name(tmp_path: Path) -> None:
     assert problem.where == "data.tests_folder"
     named = {"test": train}
     assert refused(lambda: load(tmp_path, **fields, tests=named))[0].expected == "a name of its own for a set"
+    alike = {"Set A": train, "set-a": train}
+    (problem,) = refused(lambda: load(tmp_path, **fields, tests=alike))
+    assert problem.found == "'set-a'"
 
 
 def test_tasks_with_one_test_set_refuse_several(tmp_path: Path, tiny_data: Path) -> None:

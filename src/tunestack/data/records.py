@@ -17,6 +17,7 @@ from tunestack.data.sources import Table, read_file
 from tunestack.data.split import shared_rows, split_train_validation, text_keys
 from tunestack.data.tables import check_columns, check_texts
 from tunestack.errors import Problems
+from tunestack.files import slug
 
 FIELDS = ("instruction", "input", "output", "answer")
 PROMPT = ("instruction", "input")
@@ -77,10 +78,13 @@ def _columns(config: DataConfig, problems: Problems) -> dict[str, str]:
 
 
 def _check_names(tests: Mapping[str, str], problems: Problems) -> None:
+    """Every set needs a name of its own, as a file's name too: its predictions have it."""
+    taken = set(_RESERVED)
     for name in tests:
-        if name.casefold() in _RESERVED:
+        if (file := slug(name).casefold()) in taken or not file:
             fix = "Give the set another name."
             problems.add("data.tests", expected="a name of its own for a set", found=repr(name), fix=fix)
+        taken.add(file)
 
 
 def _drop_unjudged(tables: dict[str, Table], columns: Mapping[str, str], config: DataConfig) -> list[str]:

@@ -15,6 +15,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from tunestack.arrays import FloatArray, IntArray
 from tunestack.config import DataConfig, Settings
@@ -22,7 +23,7 @@ from tunestack.data.encode import Encoded
 from tunestack.data.load import TextData
 from tunestack.data.records import load_records
 from tunestack.data.tables import listed
-from tunestack.errors import Problems
+from tunestack.errors import Problem, Problems, UserError
 from tunestack.tasks.answers import Table
 from tunestack.tasks.base import Decoding, Evaluation, Forwards, Given, Split, Task, columns_of
 from tunestack.tasks.extraction import KINDS, Kind, counted, judge, kind_of
@@ -154,7 +155,15 @@ class Instruction(Task):
         return TaskType.SEQ_2_SEQ_LM if config.is_encoder_decoder else self.peft_type
 
     def check_base(self, base: Base, splits: Mapping[str, Split], max_length: int, places: int) -> None:
-        """Refuse prompts that leave no room for a response, in training or in the model."""
+        """Refuse encoders, and prompts that leave no room for a response, in training or in the model."""
+        both = base.config.is_encoder_decoder
+        if not both and base.config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+            found = f"model_type {base.config.model_type!r}, which reads in both directions"
+            fix = "Choose a decoder (Llama, GPT, ...) or an encoder-decoder (T5, ...)."
+            raise UserError(Problem(base.name, "a model that writes", found, fix))
+        if both and getattr(base.config, "decoder_start_token_id", None) is None:
+            fix = "Complete its config.json, or choose another base."
+            raise UserError(Problem(base.name, "a decoder_start_token_id", "none", fix))
         problems = Problems()
         for name, split in splits.items():
             with problems.collecting(name):
