@@ -240,10 +240,10 @@ def test_evaluation_out_of_memory_takes_smaller_batches(tmp_path: Path) -> None:
     class Cramped(tiny.Watched):
         """A stack on a machine that evaluates eight rows at a time."""
 
-        def _forward(self, chosen: Any, spans: Any) -> torch.Tensor:
+        def _forward(self, chosen: Any, spans: Any, training: bool = False) -> torch.Tensor:
             if torch.is_inference_mode_enabled() and sum(len(rows) for _, rows in chosen) > 8:
                 raise torch.OutOfMemoryError("CUDA out of memory.")
-            return super()._forward(chosen, spans)
+            return super()._forward(chosen, spans, training)
 
     wide = tiny.run(work, trials)
     for key, ended in tiny.run(work, trials, stack=Cramped).items():

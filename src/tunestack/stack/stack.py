@@ -186,7 +186,7 @@ class Stack:
         return [float(loss) for loss in total.detach().cpu()]
 
     def _forward(
-        self, chosen: Sequence[tuple[Encoded, IntArray]], spans: Sequence[Span], training: bool
+        self, chosen: Sequence[tuple[Encoded, IntArray]], spans: Sequence[Span], training: bool = False
     ) -> Tensor:
         leading = [span.leading for span in spans]
         batch = self.work.task.batch(chosen, self.work.base.tokenizer.pad_token_id, leading)
