@@ -32,11 +32,14 @@ def generate(
     """What the model writes after every row, as token ids, without the one that ends it.
 
     batch: what the model is called with, [rows, tokens], padded on the left (for an encoder-decoder on the
-    right, with its `decoder_input_ids`). With beams, every row stands there `num_beams` times. spans: whose
-    the rows are. ends: the tokens that end a text.
+    right, with its `decoder_input_ids`). spans: whose the rows are. ends: the tokens that end a text.
     """
     forwards = _Forwards(host, spans)
     logits = forwards.first(batch)
+    if decoding.num_beams > 1:  # what is known of a text is known of all its beams
+        beams = torch.arange(len(logits), device=logits.device).repeat_interleave(decoding.num_beams)
+        forwards.keep(beams)
+        logits = logits[beams]
     stop = torch.tensor(sorted(ends), device=logits.device)
     search: _Search = _Beams(len(logits), stop, decoding) if decoding.num_beams > 1 else _Greedy(stop)
     for step in range(decoding.max_new_tokens):

@@ -273,7 +273,7 @@ class Stack:
         written: list[list[list[int]]] = [[[]] * len(encoded) for _ in slots]
         ends = self.work.base.ends(self.host.model)
         for indices in evaluation_batches(encoded.lengths + decoding.max_new_tokens, max(1, room // beams)):
-            chosen = [(encoded, np.repeat(indices, beams))] * len(slots)
+            chosen = [(encoded, indices)] * len(slots)
             spans = _spans(slots, chosen, training=False)
             batch = self.work.task.prompt_batch(
                 chosen, self.work.base.tokenizer.pad_token_id, [span.leading for span in spans]
