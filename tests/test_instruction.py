@@ -158,10 +158,11 @@ def test_the_loss_is_transformers_own(kind: str, tmp_path: Path) -> None:
     assert len({len(ids) for ids in encoded.prompts.input_ids}) > 1
 
 
-def test_answers_are_what_transformers_generates(tmp_path: Path) -> None:
+@pytest.mark.parametrize("beams", [1, 3])
+def test_answers_are_what_transformers_generates(beams: int, tmp_path: Path) -> None:
     for kind in ("llama", "t5"):
         base = tiny.random_base(tmp_path, kind, **TIED)
-        task = Instruction(options=OPTIONS)
+        task = Instruction(options=OPTIONS.model_copy(update={"num_beams": beams}))
         loaded = base.load_model(task.auto_class_for(base.config), task.model_config(base))
         stack = Stack(Workload(base, task, {}, "accuracy"), loaded)
         encoded = task.encode(base, sums(5, 6, learnt=False), 40)
@@ -169,7 +170,12 @@ def test_answers_are_what_transformers_generates(tmp_path: Path) -> None:
         assert found.loss is None
         for row, text in zip(encoded.prompts.input_ids, as_texts(found.given), strict=True):
             written = loaded.model.generate(  # type: ignore[operator]
-                torch.tensor([row]), do_sample=False, max_new_tokens=8, eos_token_id=2, pad_token_id=0
+                torch.tensor([row]),
+                do_sample=False,
+                num_beams=beams,
+                max_new_tokens=8,
+                eos_token_id=2,
+                pad_token_id=0,
             )[0, 1 if kind == "t5" else len(row) :]
             assert text == base.tokenizer.decode(written, skip_special_tokens=True).strip()
 
