@@ -269,6 +269,21 @@ def test_records_that_cannot_be_used(
     assert any(where in p.where and expected in p.expected and found in p.found for p in problems), problems
 
 
+def test_incomplete_records_can_be_left_out_of_what_is_learnt(tmp_path: Path) -> None:
+    incomplete = change(output="") + change(answer=None) + [RECORD]
+    train = write(tmp_path / "train.json", incomplete)
+    data = load(tmp_path, train=train, validation=train, task={"skip_incomplete": True})
+    assert data.train["row"][:] == [0, 1, 3, 4, 5, 6]  # it needs no answer
+    assert data.validation["row"][:] == [0, 1, 3, 4, 6]
+    assert any("1 of 7 rows: 2" in warning for warning in data.warnings)
+    (problem,) = refused(
+        lambda: load(
+            tmp_path, train=train, validation=train, tests={"A": train}, task={"skip_incomplete": True}
+        )
+    )
+    assert "1 of 7 rows: 5" in problem.found
+
+
 def test_settings_that_mean_nothing_here_are_refused(tmp_path: Path) -> None:
     train = write(tmp_path / "train.json", [RECORD] * 5)
     fields = {"text": "q", "label": "a", "columns": {"instructions": "q"}}
@@ -432,10 +447,11 @@ def test_the_published_files(shared_data: Path) -> None:
     folder = shared_data / "llm_adapters"
     if not folder.is_dir():
         pytest.skip(f"LLM-Adapters' data is not at {folder}")
-    task = Instruction()
+    task = Instruction(options=InstructionOptions(skip_incomplete=True))
     config = DataConfig(train=str(folder / "math_data.json"), tests=[*KINDS], tests_folder=str(folder))
     data = task.load(config, task.options)
-    assert len(data.train) + len(data.validation) == 3260
+    assert len(data.train) + len(data.validation) == 3257
+    assert any("3 of 3,260 rows: 175, 1448, 2920" in warning for warning in data.warnings)
     for name, kind in KINDS.items():
         assert f"{name} {kind}" in " ".join(data.warnings)
         frame = pd.DataFrame(json.loads((folder / data_folder(name) / "test.json").read_text()))

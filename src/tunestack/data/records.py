@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +16,7 @@ from tunestack.data.labels import is_missing
 from tunestack.data.load import TextData, read_all
 from tunestack.data.sources import Table, read_file
 from tunestack.data.split import shared_rows, split_train_validation, text_keys
-from tunestack.data.tables import check_columns, check_texts
+from tunestack.data.tables import check_columns, check_texts, listed
 from tunestack.errors import Problems
 from tunestack.files import slug
 
@@ -25,12 +26,14 @@ _HOW = "Other names go into data.columns: {instruction: ..., output: ..., answer
 _RESERVED = ("train", "validation", "test")
 
 
-def load_records(config: DataConfig, tests: Mapping[str, str]) -> TextData:
+def load_records(config: DataConfig, tests: Mapping[str, str], skip_incomplete: bool = False) -> TextData:
     """Read, check and split records.
 
-    tests: files of further test sets, by name. The datasets have the columns `instruction`, `input` (where
-    any record has one; empty where this one has none), `output` (not in test sets), `answer` (where it is
-    judged: validation and test sets) and `row`. Raises UserError with all problems.
+    tests: files of further test sets, by name. skip_incomplete: records of train and validation without
+    what they need are left out, with a warning; else they are a problem, as in test sets they always
+    are. The datasets have the columns `instruction`, `input` (where any record has one; empty where this
+    one has none), `output` (not in test sets), `answer` (where it is judged: validation and test sets)
+    and `row`. Raises UserError with all problems.
     """
     problems = Problems()
     columns = _columns(config, problems)
@@ -41,6 +44,10 @@ def load_records(config: DataConfig, tests: Mapping[str, str]) -> TextData:
             tables[name] = read_file(Path(file).expanduser(), config, file)
     warnings = _drop_unjudged(tables, columns, config)
     needed = _needed(tables)
+    if skip_incomplete:
+        for name in tables.keys() & {"train", "validation"}:
+            fields = dict.fromkeys((*needed[name], "output"))
+            tables[name] = _complete(tables[name], [columns[field] for field in fields], warnings)
     rows = {
         name: _rows(table, columns, needed[name], name in ("train", "validation"), problems)
         for name, table in tables.items()
@@ -96,6 +103,17 @@ def _drop_unjudged(tables: dict[str, Table], columns: Mapping[str, str], config:
         return []
     del tables["test"]
     return [f"{table.where} has no answers and is not used."]
+
+
+def _complete(table: Table, columns: Sequence[str], warnings: list[str]) -> Table:
+    """The records that have all of these columns; their index goes on naming the rows of the file."""
+    there = [column for column in columns if column in table.frame]
+    missing = table.frame[there].map(lambda value: is_missing(value) or not str(value).strip()).any(axis=1)
+    if not missing.any() or missing.all():
+        return table  # what is missing everywhere is told as a problem
+    rows = listed(table.frame.index[missing], len(table.frame))
+    warnings.append(f"{table.where}: records without what they need are left out: {rows}.")
+    return replace(table, frame=table.frame[~missing])
 
 
 def _needed(tables: Mapping[str, Table]) -> dict[str, tuple[str, ...]]:

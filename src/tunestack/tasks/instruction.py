@@ -92,6 +92,8 @@ class InstructionOptions(Settings):
     answers: Literal["auto", "number", "choice", "true-false", "option", "text"] = "auto"
     """What the answer in a response looks like: 12.5, B, true, answer2, or the whole text. auto: as each
     record's gold answer does."""
+    skip_incomplete: bool = False
+    """Leave out records of train and validation that lack what they need; the report says which."""
     evaluation_records: int | None = Field(default=None, ge=1)
     """How many validation records are kept, drawn by data.seed; default: all. A response to each of them is
     generated whenever a trial is evaluated."""
@@ -131,7 +133,8 @@ class Instruction(Task):
     def load(cls, config: DataConfig, options: Any) -> TextData:
         """Records with instructions, and test sets. Raises UserError with all problems."""
         problems = Problems()
-        data = problems.attempt(load_records, config, files_of_tests(config, problems))
+        files = files_of_tests(config, problems)
+        data = problems.attempt(load_records, config, files, options.skip_incomplete)
         problems.raise_if_any()
         assert data is not None  # or its problems would have been raised
         data = _fewer(data, options.evaluation_records, config.seed)
