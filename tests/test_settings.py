@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunestack.config import CompareConfig, DataConfig, MethodConfig, TrainingConfig
@@ -251,7 +251,12 @@ def test_what_is_given_lies_on_top(tmp_path: Path) -> None:
 text = st.text(st.characters(exclude_categories=("C", "Zl", "Zp")) | st.sampled_from("\n\t"), max_size=12)
 words = text.filter(bool) | st.sampled_from([*TEXTS, *(number for number, _ in NUMBERS)])
 values = st.one_of(
-    st.none(), st.booleans(), st.integers(-(10**12), 10**12), st.floats(allow_nan=False), text, words
+    st.none(),
+    st.booleans(),
+    st.integers(-(10**12), 10**12),
+    st.floats(allow_nan=False, allow_infinity=False),
+    text,
+    words,
 )
 documents = st.dictionaries(
     words,
@@ -298,6 +303,7 @@ configs = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(configs)
 def test_a_configuration_survives_the_run_folder(tmp_path_factory: Any, config: CompareConfig) -> None:
     path = tmp_path_factory.getbasetemp() / "config.yaml"
