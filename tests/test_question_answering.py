@@ -284,6 +284,26 @@ def test_what_cannot_work_is_told_before_training(tmp_path: Path) -> None:
         assert not (tmp_path / "run").exists()
 
 
+def test_a_metric_of_questions_that_a_split_does_not_have_is_told_before_training(tmp_path: Path) -> None:
+    """Training has questions without an answer, validation has none."""
+    paths = {}
+    for name in ("train", "validation"):
+        rows = [
+            {"question": question, "context": context, "answers": {"text": texts, "answer_start": starts}}
+            for question, context, texts, starts in zip(
+                *(QUESTIONS[name][key] for key in ("question", "context", "answer_texts", "answer_starts"))
+            )
+            if texts or name == "train"
+        ]
+        paths[name] = tmp_path / f"{name}.jsonl"
+        paths[name].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields = settings(tmp_path, metric="no_answer_exact_match")
+    told = "a metric of what is in the validation split: f1, exact_match, has_answer_f1"
+    with pytest.raises(UserError, match=told):
+        tunestack.compare(str(paths["train"]), validation=str(paths["validation"]), **fields)
+    assert not (tmp_path / "run").exists()
+
+
 def test_questions_that_all_have_answers(tmp_path: Path) -> None:
     results = tunestack.compare(str(tmp_path / "train.csv"), **settings(tmp_path))
     assert set(results.candidates[0].validation) == {"f1", "exact_match"}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tunestack.config import TrainingConfig
+from tunestack.data.load import TextData
 from tunestack.errors import Problems, did_you_mean
 from tunestack.files import slug, why_not_writable
 from tunestack.tasks.base import Task
@@ -59,11 +60,18 @@ def check_names(names: Sequence[str], problems: Problems) -> None:
             )
 
 
-def check_metric(metric: str, known: Collection[str], problems: Problems) -> None:
-    """Note a metric that this task does not have."""
+def check_metric(metric: str, task: Task, data: TextData | None, problems: Problems) -> None:
+    """Note a metric that this task does not have, or not on these data."""
+    known = task.metrics if data else task.possible_metrics()
     if metric not in known:
         fix = did_you_mean(metric, known)
         problems.add("metric", expected="a metric of this task", found=repr(metric), fix=fix)
+        return
+    for name, split in data.splits().items() if data else ():
+        if name != "train" and metric not in (defined := task.defined(split)):
+            expected = f"a metric of what is in the {name} split: {', '.join(defined)}"
+            fix = "Choose one of these, or split the data so that each part has all kinds of examples."
+            problems.add("metric", expected=expected, found=repr(metric), fix=fix)
 
 
 def check_class_weights(

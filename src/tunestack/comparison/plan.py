@@ -118,7 +118,7 @@ def make_plan(config: CompareConfig) -> Plan:
     task, data = open_task(config.task, config.data, problems)
     bases = _open_bases(config, problems)
     config = with_metric(config)
-    check_metric(config.metric, task.metrics if data else task.possible_metrics(), problems)
+    check_metric(config.metric, task, data, problems)
     candidates = list(_candidates(config, bases, task, problems))
     check_names([candidate.name for candidate in candidates], problems)
     for candidate in candidates:

@@ -60,7 +60,7 @@ def make_plan(config: SweepConfig) -> SweepPlan:
     base = problems.attempt(load_base, config.base)
     if base is not None:
         problems.attempt(base.source.check_weights, config.base.model)
-    check_metric(config.metric, task.metrics if data else task.possible_metrics(), problems)
+    check_metric(config.metric, task, data, problems)
     check = BaseCheck(base, task) if base else None
     space = Space(config)
     sound = check_space(config, problems)

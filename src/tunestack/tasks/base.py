@@ -188,6 +188,12 @@ class Task(ABC):
         # would give a text other positions in other company.
         return pad(chosen, pad_id, leading=leading)
 
+    def longest(self, encoded: Encoded, indices: IntArray) -> dict[str, int]:
+        """Tokens of the longest of these examples, by the entry of the batch in which they are; what there
+        is beyond pads for company. Entries whose length is the same in any company are not named.
+        """
+        return {"input_ids": int(encoded.lengths[indices].max())}
+
     def prompt_batch(
         self, chosen: Sequence[tuple[Encoded, IntArray]], pad_id: int, leading: Sequence[int]
     ) -> dict[str, Tensor]:
@@ -284,6 +290,10 @@ class Task(ABC):
     def possible_metrics(cls) -> Collection[str]:
         """Names of metrics that this task has on some data."""
         return cls().metrics.keys()
+
+    def defined(self, split: Split) -> Mapping[str, Metric]:
+        """The metrics that mean something on this split."""
+        return self.metrics
 
     @abstractmethod
     def scores(self, split: Split, given: Given) -> dict[str, float]:

@@ -197,7 +197,7 @@ class QuestionAnswering(Task):
     def scores(self, split: Split, given: Given) -> dict[str, float]:
         """All metrics, 0 to 1; those of a part that has no examples are left out."""
         sums = self._judged(split, given).sum(axis=0)
-        defined = self._defined(split).values()
+        defined = self.defined(split).values()
         return {one.name: float(one.from_counts(sums)) for one in defined if one.from_counts}
 
     def answers(self, split: Split, given: NDArray[Any]) -> Table:
@@ -206,10 +206,10 @@ class QuestionAnswering(Task):
         has = _has_answer(split)
         scarcest = int(min(has.sum(), (~has).sum())) if self.unanswerable else None
         right = table[..., squad.EXACT] == 1
-        return Table(table.astype(np.float32), self._defined(split), right, scarcest or None)
+        return Table(table.astype(np.float32), self.defined(split), right, scarcest or None)
 
-    def _defined(self, split: Split) -> dict[str, Metric]:
-        """The metrics that have examples."""
+    def defined(self, split: Split) -> dict[str, Metric]:
+        """The metrics that have examples: those of questions with an answer, and of those without."""
         has = _has_answer(split)
         empty = {"has_answer": not has.any(), "no_answer": bool(has.all())}
         return {
