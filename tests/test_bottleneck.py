@@ -136,7 +136,7 @@ def parts(placement: str, sizes: tuple[int, int]) -> list[BottleneckPart]:
     return [wide_awake(kind(config, *sizes), seed) for seed, config in enumerate(configs)]
 
 
-SPANS = [Span(0, 0, 2, noise=11), Span(1, 2, 3, noise=12, padding=2), Span(2, 4, 6, noise=13)]
+SPANS = [Span(0, 0, 2, noise=11), Span(1, 2, 3, noise=12, lengths={4: 2}), Span(2, 4, 6, noise=13)]
 """Row 3 is nobody's, and neither is row 6."""
 
 

@@ -72,7 +72,7 @@ def test_dropout_is_the_formulas(bias: bool) -> None:
             parameter.data = torch.randn(parameter.shape) * 0.3 + 1
     x = torch.randn(7, 5, 12)
     members = [
-        Member(parts[0], Span(0, 1, 4, noise=17, padding=1), "there"),
+        Member(parts[0], Span(0, 1, 4, noise=17, lengths={5: 4}), "there"),
         Member(parts[1], Span(1, 4, 6, noise=18), "there"),
     ]
     found = DoraPart.after(x, linear(x).detach(), members)

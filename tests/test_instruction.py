@@ -158,6 +158,26 @@ def test_the_loss_is_transformers_own(kind: str, tmp_path: Path) -> None:
     assert len({len(ids) for ids in encoded.prompts.input_ids}) > 1
 
 
+@pytest.mark.parametrize("kind", ["t5", "mt5"])
+def test_what_is_dropped_does_not_depend_on_company(kind: str, tmp_path: Path) -> None:
+    """Prompts and responses of all lengths: in either half of the model other trials need more padding."""
+    base = tiny.random_base(tmp_path, kind, **TIED)
+    task = Instruction(options=OPTIONS)
+    random = np.random.default_rng(7)
+    texts = [["ab" * int(n) for n in random.integers(1, 9, size=24)] for _ in range(2)]
+    train = {"instruction": texts[0], "output": texts[1], "answer": ["1"] * 24}
+    work = Workload(base, task, {"train": train, "validation": sums(3, 2)}, "accuracy")
+    trials = [
+        tiny.trial(base, "lora", 1, r=2, lora_dropout=0.3, batch_size=2, base_dropout=True),
+        tiny.trial(base, "all", 2, r=2, target_modules="all-linear", lora_dropout=0.2, batch_size=1),
+        tiny.trial(base, "series", 3, "series", bottleneck_size=3, adapter_dropout=0.3, batch_size=3),
+        tiny.trial(base, "prompt", 4, "prompt", num_virtual_tokens=2, base_dropout=True, batch_size=2),
+    ]
+    together = tiny.run(work, trials)
+    for key, ended in tiny.alone(work, trials).items():
+        tiny.assert_same(together[key], ended, 1e-4)
+
+
 @pytest.mark.parametrize("beams", [1, 3])
 def test_answers_are_what_transformers_generates(beams: int, tmp_path: Path) -> None:
     for kind in ("llama", "t5"):

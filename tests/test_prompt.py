@@ -289,8 +289,8 @@ def test_dropout_between_the_layers_of_the_lstm_is_a_function_of_the_noise(tmp_p
     stack, slot, _ = open_slot(tiny.random_base(tmp_path, "bert"), "p-tuning", **fields)
     name, site = next((n, s) for n, s in stack.host.sites.items() if n.endswith("word_embeddings"))
     encoder = site.parts[slot.index][0].prompt
-    span = Span(slot.index, 0, 4, noise=11, padding=3, leading=5)
     first, _ = encoder.lstm_head[0](encoder.embedding.weight)
+    span = Span(slot.index, 0, 4, noise=11, lengths={len(first): 1}, leading=5)
     keep = keep_mask(first, 0.4, span, f"{name}.lstm_head.1")
     assert 0 < float(keep.mean()) < 1
     expected = encoder.mlp_head(encoder.lstm_head[1](first * keep / 0.6)[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -117,3 +117,17 @@ def pad(
     if types is not None:
         batch["token_type_ids"] = torch.from_numpy(types)
     return batch
+
+
+def widened(batch: Mapping[str, torch.Tensor], pad_id: int) -> dict[str, torch.Tensor]:
+    """An encoder-decoder's batch with one more padding token on the right of what the encoder reads.
+
+    For batches in which both halves would read equally many: dropout knows them apart by that number.
+    """
+    import torch
+
+    values = {"input_ids": pad_id, "attention_mask": 0}
+    return {
+        name: torch.nn.functional.pad(tensor, (0, 1), value=values[name]) if name in values else tensor
+        for name, tensor in batch.items()
+    }

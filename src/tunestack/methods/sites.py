@@ -13,7 +13,7 @@ import itertools
 import math
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -30,8 +30,9 @@ class Span:
     noise: a number that, with a site's name, decides this slot's dropout masks in this step; None in
     evaluation, where nothing is dropped. It depends on the trial and its step alone, so a trial's masks
     are the same in any company, after a resume, and in a recomputed forward.
-    padding: by how many tokens the batch is longer than this slot's own rows. tokens: how many it has; what
-    has another number of them (the decoder's input) is not padded for company. None: all has.
+    lengths: how many tokens this slot's own longest row has, by how many the batch has, which may be more for
+    the sake of company; of an encoder-decoder for what each half reads. What has another number of tokens is
+    not padded for company.
     leading: how many places stand before each of its texts, for embeddings that the slot brings itself.
     """
 
@@ -39,9 +40,8 @@ class Span:
     start: int
     stop: int
     noise: int | None = None
-    padding: int = 0
+    lengths: Mapping[int, int] = field(default_factory=dict)
     leading: int = 0
-    tokens: int | None = None
 
 
 class Rows(threading.local):
@@ -86,15 +86,12 @@ def dropout(x: Tensor, p: float, span: Span, site: str) -> Tensor:
 def keep_mask(x: Tensor, p: float, span: Span, site: str) -> Tensor:
     """Ones where dropout keeps, zeros where it drops, in x's shape and dtype; p is met to 1 / 65,536.
 
-    x: [rows, tokens, features], [rows, heads, tokens, tokens] or [rows, features]. The mask is drawn for
-    the slot's own longest row and kept open beyond it, for company that needs more padding must not
-    change it.
+    x: [rows, tokens, features] or [rows, features]. The mask is drawn for the slot's own longest row and
+    kept open beyond it, for company that needs more padding must not change it.
     """
     shape = list(x.shape)
-    token_axes = {3: (1,), 4: (2, 3)}.get(x.ndim, ())
-    for axis in token_axes:
-        if span.tokens in (None, shape[axis]):
-            shape[axis] = max(1, shape[axis] - span.padding)  # the last block may see one token alone
+    if x.ndim == 3:
+        shape[1] = span.lengths.get(shape[1], shape[1])
     count = math.prod(shape)
     generator = torch.Generator(x.device).manual_seed(stable_hash(span.noise, site))
     # 16 random bits an element, four elements a draw: several times faster than bernoulli_ on a CPU.
@@ -103,8 +100,7 @@ def keep_mask(x: Tensor, p: float, span: Span, site: str) -> Tensor:
     bits = draws.view(torch.int16)[:count].view(shape)
     keep = (bits >= round(p * 65536) - 32768).to(x.dtype)
     if keep.shape != x.shape:
-        beyond = (0, x.shape[token_axes[0]] - shape[token_axes[0]])
-        keep = nn.functional.pad(keep, (0, 0, *beyond) if x.ndim == 3 else (*beyond, *beyond), value=1)
+        keep = nn.functional.pad(keep, (0, 0, 0, x.shape[1] - shape[1]), value=1)
     return keep
 
 
@@ -194,7 +190,7 @@ class Site:
                 raise SharedInputError(f"{self.name} gets one input for the rows of all slots")
             rows = x.shape[0]
             kinds = {
-                kind: [replace(m, span=replace(m.span, start=0, stop=rows, padding=0)) for m in members]
+                kind: [replace(m, span=replace(m.span, start=0, stop=rows, lengths={})) for m in members]
                 for kind, members in kinds.items()
             }
         shape = x.shape

@@ -20,6 +20,7 @@ from tunestack.data.encode import Encoded
 from tunestack.errors import Problem, UserError
 from tunestack.methods.base import with_head
 from tunestack.methods.sites import Dropout, Host, SharedInputError, Span
+from tunestack.results import CurvePoint
 from tunestack.stack.events import Event, Notify, event_of
 from tunestack.stack.generation import generate
 from tunestack.stack.lanes import Lanes
@@ -30,6 +31,8 @@ T = TypeVar("T")
 
 EVALUATION_TOKENS = 8192
 """Padded tokens of one evaluation batch, all slots together."""
+NO_ROOM = "out of memory with this trial alone: use smaller batches or max_length"
+"""Why a trial failed for which memory does not suffice."""
 
 
 @dataclass
@@ -53,21 +56,46 @@ class Workload:
         return self._encoded[key]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Outcome:
-    """A trial that has ended. Its slot still holds the best weights until the next outcome is asked for.
+    """A trial that has ended. Its slot still holds the best weights until the next outcome is asked for; one
+    that memory did not suffice to open never had a slot.
 
     decided: settings of the task that validation decided for it.
     """
 
     trial: Trial
-    slot: Slot
-    host: Host
     answers: Mapping[str, Given]
     seconds: float
     failure: str | None
     pruned: bool = False
     decided: Mapping[str, Any] = field(default_factory=dict)
+    curve: Sequence[CurvePoint] = ()
+    held: tuple[Slot, Host] | None = None
+
+    @classmethod
+    def of_no_room(cls, trial: Trial) -> Outcome:
+        """Of a trial that does not fit into memory."""
+        return cls(trial, {}, 0.0, NO_ROOM)
+
+    @property
+    def slot(self) -> Slot:
+        """The trial's own weights and state. Raises RuntimeError when they are gone."""
+        return self._held()[0]
+
+    @property
+    def host(self) -> Host:
+        """The model that they are for. Raises RuntimeError when it is gone."""
+        return self._held()[1]
+
+    def release(self) -> None:
+        """Let go of weights and model, whoever may still hold the outcome."""
+        self.held = None
+
+    def _held(self) -> tuple[Slot, Host]:
+        if self.held is None:
+            raise RuntimeError(f"the slot of {self.trial.key} is closed")
+        return self.held
 
 
 class Occupant(Protocol):
@@ -99,8 +127,15 @@ class Stack:
         self._next_index = 0
 
     def open(self, trial: Trial) -> Slot:
-        """Give a trial a slot."""
+        """Give a trial a slot. Where that fails nothing is left of it."""
         index, self._next_index = self._next_index, self._next_index + 1
+        try:
+            return self._open(trial, index)
+        except BaseException:
+            self.host.remove(index)
+            raise
+
+    def _open(self, trial: Trial, index: int) -> Slot:
         config = with_head(trial.config, self.host.head)
         adapter = trial.method.attach(config, self.host, index, trial.seed)
         if trial.training.base_dropout:
@@ -126,7 +161,7 @@ class Stack:
             for group, done in zip(groups, self.lanes.run(self._backward, groups), strict=True):
                 if (error := done.exception()) is None:
                     for slot, loss in zip(group, done.result(), strict=True):
-                        slot.update(loss)
+                        _update(slot, loss)
                 else:
                     again += self._narrow(group, error, len(groups), notify)
             todo = again + todo
@@ -146,7 +181,7 @@ class Stack:
         if isinstance(error, SharedInputError):
             self.width = 1
             return group
-        if not _out_of_memory(error):
+        if not out_of_memory(error):
             raise error
         self.host.forget()
         if len(group) > 1:
@@ -156,7 +191,7 @@ class Stack:
             self.lanes.count = 1
             message = "out of memory: one slot at a time"
         else:
-            group[0].failure = "out of memory with this trial alone: use smaller batches or max_length"
+            group[0].failure = NO_ROOM
             return []
         notify(Event("narrowed", group[0].trial.key, message=message))
         return group
@@ -190,21 +225,22 @@ class Stack:
     ) -> Tensor:
         leading = [span.leading for span in spans]
         batch = self.work.task.batch(chosen, self.work.base.tokenizer.pad_token_id, leading)
-        tokens = batch["input_ids"].shape[1]
-        self.host.rows.set(
-            [
-                replace(
-                    span,
-                    padding=tokens - span.leading - int(encoded.lengths[indices].max()),
-                    tokens=tokens,
-                )
-                for span, (encoded, indices) in zip(spans, chosen, strict=True)
-            ],
-            tokens,
-        )
+        owned = [
+            replace(span, lengths=self._lengths(batch, span, *part))
+            for span, part in zip(spans, chosen, strict=True)
+        ]
+        self.host.rows.set(owned, batch["input_ids"].shape[1])
         there = {name: tensor.to(self.device) for name, tensor in batch.items()}
         with self._precision():
             return self.work.task.forward(self.host.model, self.host.arguments(there), training)
+
+    def _lengths(
+        self, batch: Mapping[str, Tensor], span: Span, encoded: Encoded, indices: IntArray
+    ) -> dict[int, int]:
+        """A slot's own numbers of tokens, by those of the batch."""
+        own = self.work.task.longest(encoded, indices)
+        own["input_ids"] += span.leading
+        return {batch[name].shape[1]: length for name, length in own.items()}
 
     def _own(self, logits: Tensor, span: Span) -> Tensor:
         """The logits of a slot's rows; of each row those of the text's own tokens."""
@@ -245,9 +281,15 @@ class Stack:
         except SharedInputError:
             self.width = 1
         except RuntimeError as error:
-            if not _out_of_memory(error) or self._evaluation_tokens < 2:
+            together = min(len(slots), self.width or len(slots))
+            if not out_of_memory(error):
                 raise
-            self._evaluation_tokens //= 2
+            if self._evaluation_tokens > together:
+                self._evaluation_tokens //= 2
+            elif together > 1:  # a batch has at least a row of each
+                self.width = together // 2
+            else:
+                raise
         return self._evaluated(slots, run)
 
     @torch.inference_mode()
@@ -320,7 +362,14 @@ class Stack:
             decided = self._decided(slot.best_answers)
             answers = {split: self.work.task.decided(given, decided) for split, given in answers.items()}
         return Outcome(
-            slot.trial, slot, self.host, answers, slot.seconds(), slot.failure, slot.pruned, decided
+            slot.trial,
+            answers,
+            slot.seconds(),
+            slot.failure,
+            slot.pruned,
+            decided,
+            slot.progress.curve,
+            held=(slot, self.host),
         )
 
     def _decided(self, given: Given) -> dict[str, Any]:
@@ -344,7 +393,18 @@ def _lacks(base: Base, modules: Sequence[str]) -> UserError:
     return UserError(Problem(base.name, "weights of the whole model", found, "Choose another base."))
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def _update(slot: Slot, loss: float) -> None:
+    """A step of the optimiser, whose state is made by its first one; out of memory, the slot is `broken`."""
+    try:
+        slot.update(loss)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        slot.broken = True
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether less work at once would have helped."""
     words = ("can't allocate memory", "out of memory")
     told = isinstance(error, RuntimeError) and any(word in str(error) for word in words)
     return told or isinstance(error, torch.OutOfMemoryError)

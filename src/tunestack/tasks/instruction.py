@@ -195,6 +195,14 @@ class Instruction(Task):
         """Prompts and responses, and where the responses stand."""
         return batch_of(chosen, pad_id, leading)
 
+    def longest(self, encoded: Encoded, indices: IntArray) -> dict[str, int]:
+        """What is read; of an encoder-decoder what each half reads."""
+        known: Any = encoded
+        own = super().longest(encoded, indices)
+        if known.start is not None:
+            own["decoder_input_ids"] = max(len(known.labels[index]) for index in indices)
+        return own
+
     def prompt_batch(
         self, chosen: Sequence[tuple[Encoded, IntArray]], pad_id: int, leading: Sequence[int]
     ) -> dict[str, Tensor]:

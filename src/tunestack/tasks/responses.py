@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tunestack.arrays import IntArray
-from tunestack.data.encode import Encoded, pad
+from tunestack.data.encode import Encoded, pad, widened
 from tunestack.data.tables import listed
 from tunestack.errors import Problem, UserError
 
@@ -160,8 +160,11 @@ def batch_of(
         else:
             table[row, 0] = encoded.start
             table[row, 1:count] = encoded.labels[index][:-1]
-    name = "places" if parts[0].start is None else "decoder_input_ids"
-    return {**batch, name: torch.from_numpy(table)}
+    if parts[0].start is None:
+        return {**batch, "places": torch.from_numpy(table)}
+    if longest == batch["input_ids"].shape[1]:
+        batch = widened(batch, pad_id)
+    return {**batch, "decoder_input_ids": torch.from_numpy(table)}
 
 
 def prompt_batch_of(

@@ -30,7 +30,7 @@ from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 from tunestack.arrays import IntArray
 from tunestack.config import DataConfig, Label, Settings
-from tunestack.data.encode import Encoded, encode
+from tunestack.data.encode import Encoded, encode, widened
 from tunestack.data.load import TextData, load_text_data
 from tunestack.errors import Problem, Problems, UserError, did_you_mean
 from tunestack.tasks.base import Split, columns_of
@@ -239,9 +239,7 @@ class TextToText(SequenceClassification):
         read = torch.where(written == NOTHING, pad_id, written).roll(1, dims=1)
         read[:, 0] = first.start
         if batch["input_ids"].shape[1] == written.shape[1]:
-            # Dropout knows the texts' padding from the labels' by the number of tokens.
-            for name, value in (("input_ids", pad_id), ("attention_mask", 0)):
-                batch[name] = torch.nn.functional.pad(batch[name], (0, 1), value=value)
+            batch = widened(batch, pad_id)
         if all(encoded.labels is not None for encoded, _ in chosen):
             labels = [np.asarray(encoded.labels)[indices] for encoded, indices in chosen]
             batch["label"] = torch.from_numpy(np.concatenate(labels))
