@@ -5,19 +5,24 @@ from __future__ import annotations
 import math
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 
 import tiny
+from tunestack.data.batches import PERIOD
 from tunestack.results import CurvePoint
+from tunestack.stack import loop
 from tunestack.stack.events import Event
 from tunestack.stack.loop import train
 from tunestack.stack.slot import Slot, Trial
+from tunestack.stack.stack import NO_ROOM
 
 
 class Interrupted:
@@ -233,15 +238,123 @@ def test_out_of_memory_halves_the_slots_and_changes_no_result(tmp_path: Path) ->
     assert "out of memory with this trial alone" in (alone[trials[0].key].failure or "")
 
 
-def test_evaluation_out_of_memory_takes_smaller_batches(tmp_path: Path) -> None:
+class Crowded(tiny.Watched):
+    """A stack on a machine that holds the adapters of so many trials, or of so many in training."""
+
+    opened, trained = 8, 8
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self.live: list[Slot] = []
+
+    def open(self, trial: Trial) -> Slot:
+        if len(self.live) >= self.opened:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        slot = super().open(trial)
+        self.live.append(slot)
+        own = slot.optimizer.step
+
+        def step() -> None:
+            if len(self.live) > self.trained:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            own()
+
+        slot.optimizer.step = step  # type: ignore[method-assign]
+        return slot
+
+    def close(self, slot: Slot) -> None:
+        self.live.remove(slot)
+        super().close(slot)
+
+
+@pytest.mark.parametrize("limits", [{"opened": 3}, {"trained": 2}, {"opened": 3, "trained": 1}])
+def test_adapters_out_of_memory_wait_for_their_turn(tmp_path: Path, limits: dict[str, int]) -> None:
+    work = tiny.workload(tiny.random_base(tmp_path, "bert"))
+    trials = tiny.mixed(work.base)
+    events: list[Event] = []
+    stack = type("Limited", (Crowded,), limits)
+    narrow = tiny.run(work, trials, notify=events.append, stack=stack, checkpoints=tmp_path)
+    for key, ended in tiny.run(work, trials).items():
+        tiny.assert_same(narrow[key], ended)
+    narrowed = [event.message for event in events if event.kind == "narrowed"]
+    least = min(limits.values())
+    told = f"{least} slots at once" if least > 1 else "one slot at a time"
+    assert narrowed[-1] == f"out of memory: {told}"
+
+
+@pytest.mark.parametrize("limits", [{"opened": 0}, {"trained": 0}])
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_trial_that_memory_does_not_hold_alone_fails_alone(
+    tmp_path: Path, limits: dict[str, int], method: str
+) -> None:
+    work = tiny.workload(tiny.random_base(tmp_path, "bert"))
+    trials = [tiny.trial(work.base, key, method=method) for key in "ab"]
+    events: list[Event] = []
+    stack = type("Limited", (Crowded,), limits)
+    with patch.object(loop, "Stack", stack):
+        outcomes = list(train(work, trials, 1, events.append, tmp_path))
+    assert [outcome.failure for outcome in outcomes] == [NO_ROOM] * 2
+    assert [event.key for event in events if event.kind == "failed"] == ["a", "b"]
+    with pytest.raises(RuntimeError, match="the slot of a is closed"):
+        _ = outcomes[0].slot
+
+
+def test_slots_that_begin_at_different_times_meet_batches_of_one_length(tmp_path: Path) -> None:
+    """A trial that takes a free slot waits until its first batch is as long as the others' next one."""
+    work = tiny.workload(tiny.random_base(tmp_path, "bert"), rows=40)
+    lengths = [1, 3, 2, 2, 1]
+    trials = [
+        tiny.trial(work.base, key, epochs=epochs, batch_size=3) for key, epochs in zip("abcde", lengths)
+    ]
+    phases: list[set[int]] = []
+    waited: list[int] = []
+
+    class Seen(tiny.Watched):
+        """A stack whose steps are noted."""
+
+        def step(self, slots: Any, notify: Any) -> None:
+            phases.append({slot.progress.step % PERIOD for slot in slots})
+            waited.append(2 - len(slots))
+            super().step(slots, notify)
+
+    together = tiny.run(work, trials, slots=2, stack=Seen)
+    for key, ended in tiny.alone(work, trials).items():
+        tiny.assert_same(together[key], ended)
+    assert all(len(one) == 1 for one in phases)
+    assert 0 < sum(waited[:-14]) < PERIOD * len(trials)
+
+
+def test_models_go_with_the_trials_that_trained_on_them(tmp_path: Path) -> None:
+    """Whoever still holds the outcomes, at most one model is there."""
+    work = tiny.workload(tiny.random_base(tmp_path, "bert"))
+    trials = [tiny.trial(work.base, key, method=method) for key, method in zip("abcd", ["full", "lora"] * 2)]
+    models: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+
+    class Counted(loop.Stack):
+        """A stack whose model is known."""
+
+        def __init__(self, work: Any, loaded: Any, autocast: bool = False) -> None:
+            models.append(weakref.ref(loaded.model))
+            alive.append(sum(model() is not None for model in models))
+            super().__init__(work, loaded, autocast)
+
+    with patch.object(loop, "Stack", Counted):
+        outcomes = list(train(work, trials, 2, lambda event: None, tmp_path))
+    assert sorted(outcome.trial.key for outcome in outcomes) == list("abcd")
+    assert alive == [1, 1, 1]
+
+
+@pytest.mark.parametrize("rows", [8, 1])
+def test_evaluation_out_of_memory_takes_smaller_batches(tmp_path: Path, rows: int) -> None:
     work = tiny.workload(tiny.random_base(tmp_path, "bert"))
     trials = tiny.mixed(work.base)[:2]
 
     class Cramped(tiny.Watched):
-        """A stack on a machine that evaluates eight rows at a time."""
+        """A stack on a machine that evaluates so many rows at a time."""
 
         def _forward(self, chosen: Any, spans: Any, training: bool = False) -> torch.Tensor:
-            if torch.is_inference_mode_enabled() and sum(len(rows) for _, rows in chosen) > 8:
+            if torch.is_inference_mode_enabled() and sum(len(own) for _, own in chosen) > rows:
                 raise torch.OutOfMemoryError("CUDA out of memory.")
             return super()._forward(chosen, spans, training)
 
@@ -274,8 +387,9 @@ def test_a_pruned_trial_ends_where_it_is_and_leaves_no_trace(tmp_path: Path) -> 
             asked.append((trial.key, [event.key for event in events if event.kind in ("finished", "pruned")]))
             yield trial
 
-    def prune(trial: Trial, point: CurvePoint) -> bool:
-        return trial.key == "b" and point.epoch >= 1
+    def prune(trial: Trial, point: CurvePoint, ends: bool) -> bool:
+        assert ends == (point.epoch == 3)
+        return ends or (trial.key == "b" and point.epoch >= 1)
 
     outcomes = {}
     for outcome in train(work, source(), 2, events.append, tmp_path, prune):

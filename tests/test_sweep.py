@@ -18,10 +18,14 @@ import yaml
 
 import runs
 import tunestack
+from tunestack.comparison.folder import RunFolder
+from tunestack.comparison.plan import with_metric
 from tunestack.errors import UserError
 from tunestack.results import CurvePoint, Results
 from tunestack.search.config import SweepConfig
-from tunestack.search.run import ranked, run_sweep
+from tunestack.search.plan import make_plan, with_method_defaults
+from tunestack.search.run import as_comparison, ranked, run_sweep
+from tunestack.search.study import Study
 from tunestack.settings import validated
 from tunestack.stack.events import Event
 
@@ -124,8 +128,10 @@ def test_a_resumed_sweep_has_no_more_trials_and_another_space_is_refused(
         kept = weights(tmp_path / "run", name)
         assert all(torch.equal(kept[key], tensor) for key, tensor in tensors.items())
     other = {**values, "methods": [{"method": "lora", "search": {**SEARCH, "r": [1, 2]}}]}
+    kept_settings = (tmp_path / "run/config.yaml").read_bytes()
     with pytest.raises(UserError, match="search"):
         sweep(other)
+    assert (tmp_path / "run/config.yaml").read_bytes() == kept_settings
     with pytest.raises(UserError, match="another"):
         sweep({**values, "metric": "f1"})
 
@@ -145,6 +151,11 @@ def test_pruned_trials_end_early_and_their_slots_are_filled(tiny_data: Path, tmp
     assert {candidate.name for candidate in results.candidates} == {
         trial.name for trial in results.search.trials if trial.state == "complete"
     }
+    config = validated(SweepConfig, settings(tiny_data, tmp_path / "run", **fields))
+    with Study.open(with_method_defaults(with_metric(config)), tmp_path / "run") as study:
+        reported = {trial.number: list(trial.intermediate.values()) for trial in study.trials()}
+    for trial in results.search.trials:  # the last evaluation, too: others are compared with it
+        assert reported[trial.number] == [point.metrics["accuracy"] for point in trial.curve]
     ended = next(place for place, event in enumerate(events) if event.kind == "pruned")
     assert "started" in {event.kind for event in events[ended + 1 : ended + 4]}
 
@@ -189,6 +200,38 @@ def test_the_best_are_confirmed_with_several_seeds_and_only_then_tested(
     assert confirmed.verdict is not None
     chosen = yaml.safe_load((tmp_path / "run/best.yaml").read_text())["methods"]
     assert [entry["name"] for entry in chosen] == [confirmed.verdict.ship]
+
+    events: list[Event] = []
+    more = sweep({**values, "trials": 7, "confirm": 3, "seeds": [4, 5]}, events)
+    assert more.search is not None
+    confirmed = Results.load(tmp_path / "run/confirmed/results.json")
+    chosen_now = [trial.name for trial in ranked(more.search.trials)[:3]]
+    assert sorted(candidate.name for candidate in confirmed.candidates) == sorted(chosen_now)
+    assert all([seed.seed for seed in one.seeds] == [4, 5] for one in confirmed.candidates)
+    assert more.verdict == confirmed.verdict
+    trained = {event.key for event in events if event.kind == "started"}
+    known = {f"{name}.seed-4" for name in best}  # of the first time
+    fresh = {f"{name}.seed-{seed}" for name in chosen_now for seed in (4, 5)} - known
+    assert trained == {f"trial-{number}.seed-0" for number in (4, 5, 6)} | fresh
+
+
+def test_the_last_process_confirms(tiny_data: Path, tmp_path: Path) -> None:
+    """While another one is at work the best are not known yet."""
+    values = settings(tiny_data, tmp_path / "run", trials=3, confirm=1, seeds=[3], measure_costs=False)
+    config = with_method_defaults(with_metric(validated(SweepConfig, values)))
+    (tmp_path / "run").mkdir()
+    RunFolder.open(as_comparison(make_plan(config)))
+    events: list[Event] = []
+    with Study.open(config, tmp_path / "run") as other:
+        assert other.ask() is not None
+        results = sweep(values, events)
+    assert results.search is not None
+    assert results.search.confirmed is None
+    assert [trial.state for trial in results.search.trials] == ["running", "complete", "complete"]
+    assert any("Not confirmed yet: 1 trials still run" in event.message for event in events)
+    results = sweep(values)
+    assert results.search is not None
+    assert results.search.confirmed == "confirmed"
 
 
 @pytest.mark.timeout(280)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import importlib
 import subprocess
 import sys
@@ -46,13 +45,6 @@ def measure_alone(run: Path, name: str) -> Costs:
     if finished.returncode != 0:
         raise RuntimeError(f"its costs could not be measured: {finished.stderr.strip()[-500:]}")
     return Costs.model_validate_json(finished.stdout.strip().splitlines()[-1])
-
-
-def release_memory() -> None:
-    """Give memory of an accelerator that is free in this process to others."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def main(run: str, name: str) -> None:

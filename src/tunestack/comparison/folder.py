@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from tunestack.choice import Description
 from tunestack.comparison.checks import IDENTITY
 from tunestack.comparison.plan import BaselineCandidate, MethodCandidate, Plan
-from tunestack.config import CompareConfig
+from tunestack.config import CompareConfig, Settings
 from tunestack.environment import environment
 from tunestack.errors import Problem, UserError
 from tunestack.files import replacing, slug, write_json, write_text
@@ -40,8 +40,11 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
 
     @classmethod
-    def open(cls, plan: Plan) -> RunFolder:
-        """Begin or resume. Raises UserError where the folder holds a run of another config or other data."""
+    def open(cls, plan: Plan, free: Collection[str] = FREE) -> RunFolder:
+        """Begin or resume. free: settings that may differ from those of the run that was begun.
+
+        Raises UserError where the folder holds a run of another config or other data.
+        """
         path = Path(plan.config.output)
         identity = {
             "data": plan.data.fingerprint,
@@ -50,12 +53,15 @@ class RunFolder:
         }
         known = path / IDENTITY
         if known.exists():
-            _check_same(path, json.loads(known.read_text(encoding="utf-8")), identity)
+            _check_same(path, json.loads(known.read_text(encoding="utf-8")), identity, free)
         else:
             write_json(known, identity)
-        write_text(path / "config.yaml", to_yaml(plan.config.model_dump(mode="json")))
         write_json(path / "environment.json", environment())
         return cls(path, plan)
+
+    def keep_settings(self, config: Settings) -> None:
+        """Write the settings as the file with which the same command goes on."""
+        write_text(self.path / "config.yaml", to_yaml(config.model_dump(mode="json")))
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -153,9 +159,10 @@ class RunFolder:
         return self.path / "candidates" / slug(name) / "costs.json"
 
 
-def _check_same(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+def _check_same(path: Path, theirs: dict[str, Any], ours: dict[str, Any], free: Collection[str]) -> None:
     """Raise a UserError that names the settings that differ, or says that the data does."""
-    theirs = {**theirs, "config": _with_defaults(theirs["config"])}
+    theirs = {**theirs, "config": _without(free, _with_defaults(theirs["config"]))}
+    ours = {**ours, "config": _without(free, ours["config"])}
     if theirs == ours:
         return
     differing = differences(theirs["config"], ours["config"])
@@ -169,6 +176,10 @@ def _check_same(path: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> Non
             "Choose another --output, or delete the folder.",
         )
     )
+
+
+def _without(free: Collection[str], config: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name not in free}
 
 
 def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import datetime
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from tunestack.comparison.costs import measure_alone, release_memory
-from tunestack.comparison.folder import RunFolder
+from tunestack.comparison.costs import measure_alone
+from tunestack.comparison.folder import FREE, RunFolder
 from tunestack.comparison.plan import (
     BASELINE_SEED,
     BaselineCandidate,
@@ -30,6 +30,7 @@ from tunestack.report.html import write_report
 from tunestack.report.leaderboard import write_leaderboard
 from tunestack.results import Candidate, Costs, DataSummary, HardExample, Results, SeedResult
 from tunestack.stack.events import Event, Notify
+from tunestack.stack.room import release_memory
 from tunestack.stack.stack import Outcome, Workload
 from tunestack.tasks.answers import Answers
 from tunestack.trackers.tracking import Tracking
@@ -38,19 +39,23 @@ PRUNED = "pruned"
 """Why a trial that a search stopped early did not finish."""
 
 
-def run_comparison(config: CompareConfig, notify: Notify = lambda event: None) -> Results:
+def run_comparison(
+    config: CompareConfig, notify: Notify = lambda event: None, free: Collection[str] = FREE
+) -> Results:
     """Train every candidate, measure it alone, compare, decide, and write the run folder.
 
-    notify: is told of everything that happens. Raises UserError before training if the settings cannot
-    work. Interrupted, it leaves a folder that the same call resumes.
+    notify: is told of everything that happens. free: settings in which an earlier run in the same folder may
+    differ. Raises UserError before training if the settings cannot work. Interrupted, it leaves a folder that
+    the same call resumes.
     """
-    return run_plan(make_plan(config), notify)
+    return run_plan(make_plan(config), notify, free)
 
 
-def run_plan(plan: Plan, notify: Notify = lambda event: None) -> Results:
+def run_plan(plan: Plan, notify: Notify = lambda event: None, free: Collection[str] = FREE) -> Results:
     """The same, of a comparison that is planned already."""
-    config, folder = plan.config, RunFolder.open(plan)
+    config, folder = plan.config, RunFolder.open(plan, free)
     with folder.alone(), track(plan, notify) as tracking:
+        folder.keep_settings(config)
         for candidate in plan.candidates:
             if isinstance(candidate, BaselineCandidate):
                 _run_baseline(candidate, plan, folder, tracking)
@@ -131,16 +136,15 @@ def _run_stack(base: str, plan: Plan, folder: RunFolder, tracking: Tracking) -> 
 
 def save_outcome(outcome: Outcome, candidate: MethodCandidate, seed: int, folder: RunFolder) -> SeedResult:
     """Write a trial's weights, predictions and scores; of one that failed or was pruned the reason."""
-    slot = outcome.slot
     result = SeedResult(
         seed=seed,
-        curves=slot.progress.curve,
+        curves=list(outcome.curve),
         stacked_seconds=outcome.seconds,
         failure=outcome.failure or (PRUNED if outcome.pruned else None),
     )
     if result.failure is not None:
         return folder.finish(candidate.name, result, {}, outcome.trial.key)
-    path = folder.adapter_folder(candidate.name, seed)
+    slot, path = outcome.slot, folder.adapter_folder(candidate.name, seed)
     base = folder.plan.bases[candidate.base]
     candidate.method.save(path, slot.config, slot.adapter, outcome.host, base.name)
     base.tokenizer.save_pretrained(str(path))

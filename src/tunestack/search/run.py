@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -9,7 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from tunestack.comparison.folder import RunFolder
+from filelock import FileLock, Timeout
+
+from tunestack.comparison.folder import FREE, RunFolder
 from tunestack.comparison.plan import MethodCandidate, Plan
 from tunestack.comparison.run import PRUNED, collect, run_comparison, save_outcome
 from tunestack.comparison.track import conclusion
@@ -49,15 +52,16 @@ def run_sweep(config: SweepConfig, notify: Notify = lambda event: None) -> Resul
     for note in plan.notes:
         notify(Event("note", "", message=note))
     folder = RunFolder.open(as_comparison(plan))
-    write_text(folder.path / "config.yaml", to_yaml(plan.config.model_dump(mode="json")))
     with Study.open(plan.config, folder.path) as study:
+        folder.keep_settings(plan.config)
         sweep = _Sweep(plan, folder, study)
         settings = plan.config.model_dump(mode="json")
         with Tracking(
             plan.config.track, "sweep", folder.path, settings, sweep.tracked, notify
         ) as sweep.tracking:
             sweep.train()
-            results = _conclude(plan, folder, study, sweep.records(), notify)
+            with _alone(folder, notify):
+                results = _conclude(plan, folder, study, sweep.records(), notify)
             sweep.tracking.conclude(conclusion(results, folder.path))
     return results
 
@@ -65,13 +69,46 @@ def run_sweep(config: SweepConfig, notify: Notify = lambda event: None) -> Resul
 def _conclude(
     plan: SweepPlan, folder: RunFolder, study: Study, records: Sequence[SearchTrial], notify: Notify
 ) -> Results:
-    """Confirm the best where that is wanted, and write what came out."""
-    done = all(record.state != "running" for record in records)  # other processes may still be at work
-    best = ranked(records)
-    confirmed = None
-    if done and best and plan.config.confirm:
-        chosen = [study.suggestion(trial.number) for trial in best[: plan.config.confirm]]
-        confirmed = run_comparison(_confirmation(plan, chosen), notify)
+    """Write what came out; confirm the best where that is wanted, and write it again."""
+    running = sum(record.state == "running" for record in records)  # by other processes
+    best = ranked(records)[: plan.config.confirm]
+    results = _write(plan, folder, study, records, None)
+    if running and plan.config.confirm:
+        message = f"Not confirmed yet: {running} trials still run elsewhere. The last process to end does it."
+        notify(Event("note", "", message=message))
+    elif best:
+        chosen = [study.suggestion(trial.number) for trial in best]
+        # Trials keep their numbers and settings: what is there of others, or of fewer seeds, stays of use.
+        confirmed = run_comparison(_confirmation(plan, chosen), notify, (*FREE, "methods", "seeds"))
+        results = _write(plan, folder, study, records, confirmed)
+    if not running:
+        shutil.rmtree(folder.checkpoints, ignore_errors=True)
+    return results
+
+
+@contextlib.contextmanager
+def _alone(folder: RunFolder, notify: Notify) -> Iterator[None]:
+    """One process at a time concludes; who comes later finds what is there already."""
+    lock = FileLock(folder.path / "workers" / "conclusion.lock")
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        notify(Event("note", "", message="Another process is writing the results: waiting for it."))
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _write(
+    plan: SweepPlan,
+    folder: RunFolder,
+    study: Study,
+    records: Sequence[SearchTrial],
+    confirmed: Results | None,
+) -> Results:
+    """Write the sweep's results, its best trial and its report."""
     results = _results(plan, folder, study, records, confirmed)
     if results.verdict is not None:
         number = int(results.verdict.ship.removeprefix(NAME))
@@ -80,8 +117,6 @@ def _conclude(
     results.save(folder.path / "results.json")
     write_leaderboard(results, folder.path / "leaderboard.md")
     write_report(results, folder.path)
-    if done:
-        shutil.rmtree(folder.checkpoints, ignore_errors=True)
     return results
 
 
@@ -244,17 +279,18 @@ class _Sweep:
     def told(self, event: Event) -> None:
         """Keep account of the slots, and pass the event on."""
         if event.kind == "started":
+            self.places.pop(event.key, None)  # of one that starts again
             taken = set(self.places.values())
             self.places[event.key] = next(place for place in range(len(taken) + 1) if place not in taken)
-            self.began[event.key] = time.time()
+            self.began.setdefault(event.key, time.time())
         self.tracking.notify(event)
 
-    def prune(self, trial: Trial, point: CurvePoint) -> bool:
-        """Whether the study stops a trial with this evaluation."""
+    def prune(self, trial: Trial, point: CurvePoint, ends: bool) -> bool:
+        """Whether the study stops a trial with this evaluation. ends: it does so anyway."""
         suggestion, _ = self.running[trial.key]
         evaluation = int(point.epoch * trial.training.evaluations_per_epoch + 1e-3)
         value = point.metrics[self.plan.config.metric]
-        return evaluation > 0 and self.study.report(suggestion.number, evaluation, value)
+        return evaluation > 0 and self.study.report(suggestion.number, evaluation, value, ends)
 
     def finish(self, outcome: Outcome) -> None:
         """Write what a trial reached, then tell the study: killed in between, the next process tells it."""
@@ -265,7 +301,7 @@ class _Sweep:
             state = "failed"
         elif outcome.pruned:
             state = "pruned"
-        self._record(suggestion, state, outcome.slot.progress.curve, outcome.failure, key)
+        self._record(suggestion, state, outcome.curve, outcome.failure, key)
         result = save_outcome(outcome, candidate, self.plan.config.seed, self.folder)
         self._tell(suggestion.number, result)
         self.tracking.finished(key, result)

@@ -41,7 +41,7 @@ def make_pruner(kind: str, evaluations: int) -> BasePruner:
 
     Nobody is stopped before about a ninth of the longest training. Successive halving keeps one trial in
     three there, and again after three times as much. Hyperband also has brackets that begin later. The
-    median waits for five finished trials, and compares with what they had after as much training.
+    median waits for five finished trials that had as much training, and compares with what they had then.
     """
     first = math.ceil(evaluations / REDUCTION**2)
     makers: dict[str, Callable[[], BasePruner]] = {
@@ -50,6 +50,6 @@ def make_pruner(kind: str, evaluations: int) -> BasePruner:
         "hyperband": lambda: HyperbandPruner(
             min_resource=first, max_resource=evaluations, reduction_factor=REDUCTION
         ),
-        "median": lambda: MedianPruner(n_startup_trials=5, n_warmup_steps=first),
+        "median": lambda: MedianPruner(n_startup_trials=5, n_warmup_steps=first, n_min_trials=5),
     }
     return makers[kind]()

@@ -160,20 +160,23 @@ class Study:
             self._study.add_trial(new)
             return self._hand_out(self._study.get_trials(deepcopy=False)[len(trials)])
 
-    def report(self, number: int, step: int, value: float) -> bool:
+    def report(self, number: int, step: int, value: float, ends: bool = False) -> bool:
         """Note the metric of a trial that `ask` gave to this process; whether the trial is to be stopped.
 
         step: which evaluation it is, from 1: after step / evaluations_per_epoch epochs, so that one step
         means as much data in every trial. An evaluation elsewhere, at the end of a broken epoch, is not
-        reported. After its last evaluation no trial is stopped.
+        reported. ends: the trial ends with this evaluation anyway. After its last evaluation no trial is
+        stopped, and after one that an earlier process reported it goes on as it did there.
         """
         trial, last = self._running[number]
         with self._lock:
             if PRUNED in trial.user_attrs:
                 return True
-            if step not in self._study.get_trials(deepcopy=False)[number].intermediate_values:
-                trial.report(value, step)
-            pruned = step < last and trial.should_prune()
+            if step in self._study.get_trials(deepcopy=False)[number].intermediate_values:
+                return False
+            trial.report(value, step)
+            stop = trial.should_prune()  # asked at the end, too: halving notes there who came how far
+            pruned = stop and step < last and not ends
             if pruned:  # kept, for a process that is killed before it tells
                 trial.set_user_attr(PRUNED, step)
             return pruned

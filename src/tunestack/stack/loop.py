@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
+from tunestack.data.batches import PERIOD
 from tunestack.results import CurvePoint
-from tunestack.stack.events import Notify, event_of
-from tunestack.stack.room import Room
+from tunestack.stack.events import Event, Notify, event_of
+from tunestack.stack.room import Room, release_memory
 from tunestack.stack.slot import Slot, Trial
-from tunestack.stack.stack import Outcome, Stack, Workload
+from tunestack.stack.stack import NO_ROOM, Outcome, Stack, Workload, out_of_memory
 
-Prune = Callable[[Trial, CurvePoint], bool]
+Prune = Callable[[Trial, CurvePoint, bool], bool]
+"""Told of every evaluation of a trial and whether it ends with that anyway; says whether it is to end."""
 
 
 def train(
@@ -23,7 +25,7 @@ def train(
     slots: int | None,
     notify: Notify,
     checkpoints: Path | None = None,
-    prune: Prune = lambda trial, point: False,
+    prune: Prune = lambda trial, point, ends: False,
 ) -> Iterator[Outcome]:
     """Train trials on one base, at most `slots` at a time; a slot that gets free is filled at once.
 
@@ -33,12 +35,16 @@ def train(
     every unfinished trial after each of its evaluations, and after an interruption; trials found there go on
     where they were. prune: whether a trial is to end with the evaluation that it has just had. Yields each
     trial as it ends.
+
+    Out of memory, fewer slots train at a time, and a trial that was caught by it starts again from its last
+    checkpoint; one that does not fit alone fails.
     """
     alone: list[Trial] = []
     sharing = _sharing(trials, alone)
     if (first := next(sharing, None)) is not None:
         yield from _train_together(work, itertools.chain([first], sharing), slots, notify, checkpoints, prune)
     for trial in alone:
+        release_memory()
         yield from _train_alone(work, trial, notify, checkpoints, prune)
 
 
@@ -72,7 +78,13 @@ def _train_alone(
     """A trial that cannot share a base: the same loop, a stack of one on a model of its own."""
     config = work.task.model_config(work.base)
     dtype = trial.method.weights_dtype(work.base.dtype)
-    loaded = work.base.load_model(work.task.auto_class_for(work.base.config), config, dtype)
+    try:
+        loaded = work.base.load_model(work.task.auto_class_for(work.base.config), config, dtype)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        yield _no_room(trial, notify)
+        return
     stack = Stack(work, loaded, autocast=True)
     yield from _train_stack(stack, iter([trial]), 1, notify, checkpoints, prune)
 
@@ -86,17 +98,41 @@ def _train_stack(
     prune: Prune,
 ) -> Iterator[Outcome]:
     active: list[Slot] = []
+    again: list[Trial] = []
     room = Room.on(stack.device, slots, stack.lanes.count)
     try:
         while True:
-            while len(active) < room.slots and (trial := next(queue, None)) is not None:
-                active.append(_start(stack, trial, notify, checkpoints, prune))
+            while len(active) < room.slots:
+                trial = again.pop() if again else next(queue, None)
+                if trial is None:
+                    break
+                try:
+                    active.append(_start(stack, trial, notify, checkpoints, prune))
+                except RuntimeError as error:
+                    if not out_of_memory(error):
+                        raise
+                    if not active:
+                        yield _no_room(trial, notify)
+                        continue
+                    again.append(trial)
+                    _narrow(room, len(active), trial, notify)
             if not active:
                 return
-            running = [slot for slot in active if not slot.finished]
+            running = _in_step([slot for slot in active if not slot.finished])
             started = time.perf_counter()
             stack.step(running, notify)
             room.note(len(running), time.perf_counter() - started, stack.width)
+            if broken := [slot for slot in running if slot.broken]:
+                company = len(active)
+                for slot in broken:
+                    active.remove(slot)
+                    stack.close(slot)
+                if company == 1:
+                    yield _no_room(broken[0].trial, notify)
+                else:
+                    again += [slot.trial for slot in reversed(broken)]
+                    _narrow(room, len(active) or company // 2, broken[0].trial, notify)
+            running = [slot for slot in running if not slot.broken]
             for slot in running:
                 notify(event_of("step", slot))
             due = [slot for slot in running if slot.failure is None and slot.evaluation_due]
@@ -107,18 +143,44 @@ def _train_stack(
             for slot in [slot for slot in active if slot.finished]:
                 active.remove(slot)
                 notify(event_of(_ending(slot), slot))
-                yield stack.outcome(slot)
+                outcome = stack.outcome(slot)
+                yield outcome
+                outcome.release()
                 stack.close(slot)
     except (KeyboardInterrupt, GeneratorExit):
         _save(active, checkpoints)
         raise
 
 
+def _in_step(slots: Sequence[Slot]) -> list[Slot]:
+    """Those whose batches are about equally long now; the others wait some steps, until theirs are, too.
+
+    A stack pads all of its rows to the longest one: out of step, to the longest of several lengths.
+    """
+    phases = [slot.progress.step % PERIOD for slot in slots]
+    most = max(phases, key=phases.count, default=0)
+    return [slot for slot, phase in zip(slots, phases, strict=True) if phase == most]
+
+
 def _judge(slots: Sequence[Slot], prune: Prune) -> None:
-    """Mark those that end here; whoever has ended anyway is not asked about."""
+    """Mark those that end here and would not have anyway."""
     for slot in slots:
-        if not slot.finished:
-            slot.pruned = prune(slot.trial, slot.progress.curve[-1])
+        if slot.failure is None:
+            ends = slot.finished
+            slot.pruned = prune(slot.trial, slot.progress.curve[-1], ends) and not ends
+
+
+def _narrow(room: Room, slots: int, trial: Trial, notify: Notify) -> None:
+    """Go on with fewer slots; the trial takes its turn again when one is free."""
+    room.limit(slots)
+    at_once = f"{room.slots} slots at once" if room.slots > 1 else "one slot at a time"
+    notify(Event("narrowed", trial.key, message=f"out of memory: {at_once}"))
+
+
+def _no_room(trial: Trial, notify: Notify) -> Outcome:
+    """The outcome of a trial for which memory does not suffice although nothing else trains."""
+    notify(Event("failed", trial.key, message=NO_ROOM))
+    return Outcome.of_no_room(trial)
 
 
 def _ending(slot: Slot) -> Literal["finished", "failed", "pruned"]:
@@ -129,12 +191,16 @@ def _ending(slot: Slot) -> Literal["finished", "failed", "pruned"]:
 
 def _start(stack: Stack, trial: Trial, notify: Notify, checkpoints: Path | None, prune: Prune) -> Slot:
     slot = stack.open(trial)
-    if checkpoints is not None and (path := _checkpoint(checkpoints, slot)).exists():
-        slot.load(path)
-    notify(event_of("started", slot))
-    if slot.evaluation_due:  # interrupted between its last step and the evaluation
-        stack.evaluate([slot], notify)
-        _judge([slot], prune)
+    try:
+        if checkpoints is not None and (path := _checkpoint(checkpoints, slot)).exists():
+            slot.load(path)
+        notify(event_of("started", slot))
+        if slot.evaluation_due:  # interrupted between its last step and the evaluation
+            stack.evaluate([slot], notify)
+            _judge([slot], prune)
+    except BaseException:
+        stack.close(slot)
+        raise
     return slot
 
 

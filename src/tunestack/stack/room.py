@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 from collections.abc import Callable
 
@@ -16,6 +17,13 @@ GAIN = 0.05
 """By how much of its time twice as many slots must make a slot's step faster."""
 SPARE = 1.5
 """How many times as much memory must be free as the slots so far have taken, to have twice as many."""
+
+
+def release_memory() -> None:
+    """Free models that nobody uses any more, and give what they had on an accelerator to other processes."""
+    gc.collect()  # a model and the sites around its modules refer to each other
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 class Room:
@@ -61,6 +69,11 @@ class Room:
         if len(self._seconds) == STEPS:
             self._decide(statistics.median(self._seconds))
             self._seconds = []
+
+    def limit(self, slots: int) -> None:
+        """Never have more slots than so many, which memory holds."""
+        self.slots = max(1, min(self.slots, slots))
+        self._decided = True
 
     def _decide(self, seconds: float) -> None:
         """Double, stay or go back. seconds: of a slot's step with the present number."""

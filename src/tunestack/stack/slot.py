@@ -63,7 +63,8 @@ class Slot:
     max_length: its longest text in tokens, what its method adds before the text left out.
     Its weights are views into one vector, its gradients into another: clipping, the best epoch and
     checkpoints are operations on whole vectors. `consistent` is False in the middle of a change, where an
-    interruption may fall.
+    interruption may fall. `broken`: memory did not suffice to end a change; what is here is of no
+    use.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Slot:
         self.progress = Progress()
         self.failure: str | None = None
         self.pruned = False
+        self.broken = False
         self.consistent = True
         self.best_answers: NDArray[Any] | None = None
         self.lengths = lengths
