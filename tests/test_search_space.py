@@ -624,6 +624,28 @@ def test_single_values_are_fixed_in_method_and_training(written: dict[str, Any])
 
 
 @pytest.mark.parametrize(
+    ("methods", "written", "expected"),
+    [
+        (["lora"], "alpha", "lora_alpha"),
+        (["lora"], "dropout", "lora_dropout"),
+        (["lora"], "lora_rank", "r"),
+        (["loha"], "alpha", "alpha"),
+        (["gralora"], "alpha", "alpha"),
+        (["loha", "lokr"], "rank", "r"),
+        ([{"method": "series"}], "dropout", "adapter_dropout"),
+        (["series"], "rank", "rank"),
+        (["lokr"], "dropout", "dropout"),
+        (["lora", "loha"], "alpha", "alpha"),
+        (["lora", "ia3"], "alpha", "alpha"),
+        (["ia3"], "lr", "learning_rate"),
+    ],
+)
+def test_a_field_is_renamed_to_what_the_methods_have(methods: list[Any], written: str, expected: str) -> None:
+    config, _ = _read({"method": "random", "parameters": {written: {"values": [1, 2]}}}, methods=methods)
+    assert list(config.search) == [expected]
+
+
+@pytest.mark.parametrize(
     ("written", "expected", "fix"),
     [
         ({"distribution": "normal", "mu": 0, "sigma": 1}, "a range or a list", "min and max"),
