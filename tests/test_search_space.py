@@ -234,6 +234,12 @@ def test_the_longest_trial_has_the_most_evaluations() -> None:
     )
     assert Space(sweep(methods=own, training={"epochs": 3})).most_evaluations == 3
     assert Space(sweep(search={"epochs": [1, 4]})).most_evaluations == 4
+    texts = [
+        {"method": "lora", "training": {"epochs": "12"}},
+        {"method": "ia3", "search": {"epochs": ["9", 10]}},
+    ]
+    assert Space(sweep(methods=texts)).most_evaluations == 12
+    assert Space(sweep(methods=texts[1:])).most_evaluations == 10
 
 
 # What is checked before anything trains
@@ -388,6 +394,14 @@ def test_a_suggestion_becomes_a_candidate(values: dict[str, Any]) -> None:
     assert candidate.trial(0).key == "trial-3.seed-0"
     shown = {name: candidate.hyperparameters[name] for name in ("r", "lora_alpha", "learning_rate")}
     assert shown == {"r": 4, "lora_alpha": 8, "learning_rate": 2e-3}
+
+
+def test_numbers_may_be_written_as_texts_as_in_training(values: dict[str, Any]) -> None:
+    values |= {"search": {"epochs": ["3", "5"]}}
+    plan = planned(values)
+    suggestion = plan.space.suggestion(0, {"lora.r": "4", "epochs": '"3"'})
+    assert plan.space.evaluations(suggestion.training) == 3
+    assert plan.candidate(suggestion, "trial-0").training.epochs == 3
 
 
 def test_a_sweep_that_does_less_than_its_settings_say_tells_so(values: dict[str, Any]) -> None:
