@@ -171,6 +171,20 @@ def test_the_family_itself_is_searched_and_one_failing_trial_fails_alone(
     assert [trial.state for trial in tried.values()].count("complete") == 4
 
 
+def test_values_that_do_not_go_together_fail_their_trial_alone(tiny_data: Path, tmp_path: Path) -> None:
+    search = {"epochs": [2, 1], "tfinal": [1, 6]}  # five steps an epoch
+    methods = [{"method": "adalora", "init_r": 4, "target_r": 2, "search": search}]
+    results = sweep(settings(tiny_data, tmp_path / "run", methods=methods, training={}, sampler="grid"))
+    assert results.search is not None
+    states = {
+        (trial.parameters["epochs"], trial.parameters["tfinal"]): trial.state
+        for trial in results.search.trials
+    }
+    assert states == {(2, 1): "complete", (2, 6): "complete", (1, 1): "complete", (1, 6): "failed"}
+    (failed,) = [trial for trial in results.search.trials if trial.state == "failed"]
+    assert "tinit + tfinal below the 5 training steps" in (failed.failure or "")
+
+
 def test_the_best_are_confirmed_with_several_seeds_and_only_then_tested(
     tiny_data: Path, tmp_path: Path
 ) -> None:

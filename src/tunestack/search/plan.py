@@ -45,8 +45,10 @@ class SweepPlan:
     def candidate(self, suggestion: Suggestion, name: str) -> MethodCandidate:
         """A suggestion as a candidate of that name. Raises UserError for values that do not go together."""
         training = validated(TrainingConfig, suggestion.training, f"{name}.training")
-        method = METHODS[suggestion.method]
-        return method_candidate(name, self.config.base.model, self.check, method, suggestion.fields, training)
+        method, base = METHODS[suggestion.method], self.config.base.model
+        candidate = method_candidate(name, base, self.check, method, suggestion.fields, training)
+        method.check_steps(candidate.config, training.steps(len(self.data.train)))
+        return candidate
 
 
 def make_plan(config: SweepConfig) -> SweepPlan:
