@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import runs
+from task_samples import SAMPLES
 from tunestack.config import CompareConfig, TrainingConfig
 from tunestack.errors import Problem, UserError
 from tunestack.methods.registry import METHODS
@@ -347,6 +348,27 @@ def test_corners_that_a_method_refuses_are_told(values: dict[str, Any]) -> None:
     assert ("methods.0: lora.r", "4000") in told
     assert ("methods.0: lora.lora_dropout", "1.0") in told or ("methods.0: lora.lora_dropout", "1") in told
     assert any("'q_proj'" in found for _, found in told)
+
+
+def test_every_length_that_is_searched_is_checked_against_the_base(
+    values: dict[str, Any], tmp_path: Path
+) -> None:
+    written = SAMPLES["question-answering"].write(tmp_path)
+    task = {"name": "question-answering", **written["task"]}
+    values |= {"data": written["data"], "task": task, "search": {"max_length": [48, 5]}}
+
+    def told() -> str:
+        with pytest.raises(UserError) as caught:
+            planned(values)
+        return str(caught.value)
+
+    assert "a question that leaves room for its context in 5 tokens" in told()
+    values["search"] = {}
+    values["methods"][0]["training"] = {"max_length": 5}
+    assert "a question that leaves room for its context in 5 tokens" in told()
+    values["methods"][0]["training"] = {"max_length": 48}
+    values["training"] = {"max_length": 5}  # of no method
+    assert planned(values).space.size == 2
 
 
 def test_a_sweep_needs_something_to_search(values: dict[str, Any]) -> None:
