@@ -332,6 +332,44 @@ def test_the_display_shows_progress_and_time_left(monkeypatch: pytest.MonkeyPatc
     assert row("step", 400, 400).rstrip().endswith("0:00")
 
 
+def test_the_display_counts_on_from_what_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    out = StringIO()
+    display = Display(Console(file=out, width=150))
+
+    def shown(*events: Event) -> str:
+        for event in events:
+            display.notify(event)
+        display._note = ""
+        out.truncate(0)
+        out.seek(0)
+        display.console.print(display._render())
+        return out.getvalue().splitlines()[-1].strip()
+
+    def trial(key: str, ending: Literal["finished", "failed"] = "finished") -> tuple[Event, Event]:
+        return Event("started", key, steps=4), Event(ending, key, message="it broke")
+
+    now += 50  # reading data, and what was done before, is no part of the pace
+    assert shown(Event("counted", "", 10, 30, message="best f1 0.900 (trial-3)")) == (
+        "10 of 30 trials done · best f1 0.900 (trial-3)"
+    )
+    now += 60
+    told = Event("counted", "", 14, 30, message="1 failed")  # three were of another process
+    assert shown(*trial("a", "failed"), told) == (
+        "14 of 30 trials done · 1 failed · 4.0 trials a minute · 4:00 left"
+    )
+    now += 500
+    again = Event("counted", "", 0, 15, message="training the best 3 again")
+    assert shown(again) == "0 of 15 trials done · training the best 3 again"
+    done_before = Event("finished", "b.seed-1")
+    unmeasured = Event("failed", "b", message="no costs")
+    now += 60
+    assert shown(done_before, *trial("b.seed-2"), *trial("b.seed-3", "failed"), unmeasured) == (
+        "3 of 15 trials done · training the best 3 again · 2.0 trials a minute · 6:00 left"
+    )
+
+
 def test_what_a_comparison_prints_elsewhere_is_plain_lines(whole_run: Any) -> None:
     lines = whole_run.command.err.splitlines()
     trials = [f"lora-lora_alpha=8-r={r}.seed-{seed}" for r in (2, 4) for seed in (1, 2)]

@@ -54,6 +54,11 @@ def sweep(values: Mapping[str, Any], events: list[Event] | None = None) -> Resul
     return run_sweep(validated(SweepConfig, values), notify)
 
 
+def counted(events: Sequence[Event]) -> list[tuple[int, int, str]]:
+    """How far the sweep said that it was: trials done, of how many, and the rest."""
+    return [(event.step, event.steps, event.message) for event in events if event.kind == "counted"]
+
+
 def weights(output: Path, name: str, seed: int = 0) -> dict[str, torch.Tensor]:
     """What a trial saved."""
     folder = output / "candidates" / name / f"seed-{seed}" / "adapter"
@@ -119,6 +124,7 @@ def test_a_resumed_sweep_has_no_more_trials_and_another_space_is_refused(
         "trial-3.seed-0",
         "trial-4.seed-0",
     }
+    assert [(done, of) for done, of, _ in counted(events)] == [(3, 5), (4, 5), (5, 5)]
     assert second.search.trials[:3] == first.search.trials
     for name, tensors in before.items():
         kept = weights(tmp_path / "run", name)
@@ -145,8 +151,9 @@ def test_pruned_trials_end_early_and_their_slots_are_filled(tiny_data: Path, tmp
     assert {candidate.name for candidate in results.candidates} == {
         trial.name for trial in results.search.trials if trial.state == "complete"
     }
-    ended = next(place for place, event in enumerate(events) if event.kind == "pruned")
-    assert "started" in {event.kind for event in events[ended + 1 : ended + 4]}
+    kinds = [event.kind for event in events if event.kind != "counted"]
+    ended = kinds.index("pruned")
+    assert "started" in kinds[ended + 1 : ended + 4]
 
 
 def test_the_family_itself_is_searched_and_one_failing_trial_fails_alone(
@@ -163,6 +170,8 @@ def test_the_family_itself_is_searched_and_one_failing_trial_fails_alone(
     results = sweep(values, events)
     notes = [event.message for event in events if event.kind == "note"]
     assert notes == ["The space has 5 points: the sweep ends when each was tried, after 5 trials."]
+    assert counted(events)[-1][:2] == (5, 5)
+    assert counted(events)[-1][2].startswith("1 failed · best accuracy ")
     assert results.search is not None
     tried = {(trial.method, trial.parameters.get("r")): trial for trial in results.search.trials}
     assert set(tried) == {("lora", 1), ("lora", 2), ("ia3", None), ("full", None), ("series", None)}
@@ -191,9 +200,13 @@ def test_the_best_are_confirmed_with_several_seeds_and_only_then_tested(
     values = settings(
         tiny_data, tmp_path / "run", trials=4, confirm=2, seeds=[3, 4], pruner="none", measure_costs=False
     )
-    results = sweep(values)
+    events: list[Event] = []
+    results = sweep(values, events)
     assert results.search is not None
     assert results.search.confirmed == "confirmed"
+    assert [(done, of) for done, of, _ in counted(events)] == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4), (0, 4)]
+    confirming = max(place for place, event in enumerate(events) if event.kind == "counted")
+    assert [event.kind for event in events[confirming:]].count("finished") == 4
     confirmed = Results.load(tmp_path / "run/confirmed/results.json")
     best = [trial.name for trial in ranked(results.search.trials)[:2]]
     assert sorted(candidate.name for candidate in confirmed.candidates) == sorted(best)

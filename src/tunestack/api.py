@@ -215,7 +215,7 @@ def sweep(
         warnings.warn(note, stacklevel=2)
     if not progress:
         return run_sweep(config)
-    with Display(Console(stderr=True), config.metric, config.trials) as display:
+    with Display(Console(stderr=True), config.metric) as display:
         return run_sweep(config, display.notify)
 
 

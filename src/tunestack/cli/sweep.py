@@ -161,7 +161,7 @@ def sweep(
 
         folder = Path(config.output)
         try:
-            with Display(errors, config.metric, config.trials) as display:
+            with Display(errors, config.metric) as display:
                 results = run_sweep(config, display.notify)
         except KeyboardInterrupt:
             say(errors, f"\nStopped. What was trained is in {folder}; the same command goes on from there.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -71,6 +72,8 @@ def _conclude(
     confirmed = None
     if done and best and plan.config.confirm:
         chosen = [study.suggestion(trial.number) for trial in best[: plan.config.confirm]]
+        again = f"training the best {len(chosen)} again"
+        notify(Event("counted", "", steps=len(chosen) * len(plan.config.seeds), message=again))
         confirmed = run_comparison(_confirmation(plan, chosen), notify)
     results = _results(plan, folder, study, records, confirmed)
     if results.verdict is not None:
@@ -209,6 +212,7 @@ class _Sweep:
 
     def train(self) -> None:
         """Train until the study has no more trials."""
+        self._count()
         data = self.plan.data
         splits = {"train": data.train, "validation": data.validation}
         work = Workload(self.plan.base, self.plan.task, splits, self.plan.config.metric)
@@ -321,6 +325,18 @@ class _Sweep:
             self.study.tell(number, result.validation.metrics[self.plan.config.metric], "complete")
         else:
             self.study.tell(number, None, "failed" if result.failure != PRUNED else "pruned")
+        self._count()
+
+    def _count(self) -> None:
+        """Say how far the study is, with what was done in earlier calls and by other processes."""
+        trials, wanted = self.study.trials(), self.plan.config.trials
+        states = Counter[str](trial.state for trial in trials)
+        about = [f"{states[state]} {state}" for state in ("pruned", "failed") if states[state]]
+        if (best := self.study.best()) is not None:
+            about.append(f"best {self.plan.config.metric} {best.value:.3f} ({name_of(best.number)})")
+        total = max(len(trials), min(wanted, self.plan.space.size or wanted))
+        done = len(trials) - states["running"]
+        self.tracking.notify(Event("counted", "", done, total, message=" · ".join(about)))
 
     def _path(self, number: int) -> Path:
         return self.folder.path / "candidates" / name_of(number) / RECORD
