@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tunestack.config import BaseConfig, CompareConfig, DataConfig, TrainingConfig
 from tunestack.errors import Problems
 from tunestack.saved import Predictor, load
-from tunestack.settings import checked, overlay, read_settings, read_yaml, validated
+from tunestack.settings import checked, overlay, read_settings, read_source, validated
 
 if TYPE_CHECKING:
     from tunestack.data import Description
@@ -229,8 +229,7 @@ def sweep_settings(source: str, given: Mapping[str, Any]) -> tuple[SweepConfig, 
     from tunestack.search.plan import make_plan
     from tunestack.search.wandb_file import is_wandb_file, read_wandb_file
 
-    is_yaml = source.endswith((".yaml", ".yml"))
-    values: dict[str, Any] = read_yaml(Path(source)) if is_yaml else {"data": {"train": source}}
+    values = read_source(source, given)
     if isinstance(values.get("base"), str):  # so that a field of the base alone can be given on top
         values["base"] = {"model": values["base"]}
     notes: tuple[str, ...] = ()

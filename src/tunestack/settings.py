@@ -119,10 +119,19 @@ def read_json(kind: type[S], path: Path) -> S:
 
 def read_settings(source: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
     """What was asked of a comparison: in a YAML file, or with data alone, and what was given on top."""
-    if source is None:
-        return overlay({}, given)
-    is_config = source.endswith((".yaml", ".yml"))
-    return overlay(read_yaml(Path(source)) if is_config else {"data": {"train": source}}, given)
+    return overlay(read_source(source, given) if source is not None else {}, given)
+
+
+def read_source(source: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a YAML file says, or that data is there. Raises UserError where `given` names other data beside
+    data: neither would stand above the other.
+    """
+    if source.endswith((".yaml", ".yml")):
+        return read_yaml(Path(source))
+    if other := given.get("data", {}).get("train"):
+        fix = "Give one of them; `train` is for data in place of what a CONFIG.yaml names."
+        raise UserError(Problem("train", "data given once", f"{source} and {other}", fix))
+    return {"data": {"train": source}}
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:
