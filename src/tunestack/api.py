@@ -170,6 +170,7 @@ def sweep(
     slots: int | None = None,
     confirm: int | None = None,
     seeds: int | Sequence[int] | None = None,
+    measure_costs: bool | None = None,
     track: str | Sequence[str] | None = None,
     output: str | Path | None = None,
     progress: bool = True,
@@ -179,8 +180,9 @@ def sweep(
 
     source: a YAML file (a sweep's settings, or a sweep file of W&B), or labelled text. search: fields of
     methods and of training, each with a list of values or `{"min": ..., "max": ..., "log": ...}`. confirm:
-    how many of the best to train again, with `seeds` seeds. What is given here stands above what the YAML
-    file says; `SweepConfig` says what each setting is.
+    how many of the best to train again, with `seeds` seeds; measure_costs: False saves the seconds that it
+    takes to measure what each of them costs. What is given here stands above what the YAML file says;
+    `SweepConfig` says what each setting is.
 
     Returns the results, as `results.json` holds them: `results.search` has every trial. Raises UserError
     with all problems before anything trains.
@@ -201,6 +203,7 @@ def sweep(
         "slots": slots,
         "confirm": confirm,
         "seeds": seeds if seeds is None or isinstance(seeds, int) else list(seeds),
+        "measure_costs": measure_costs,
         "track": _several(track),
         "output": None if output is None else str(output),
     }

@@ -110,6 +110,14 @@ def sweep(
     seeds: Annotated[
         int | None, typer.Option(help="How many seeds that takes. [default: 5]", show_default=False)
     ] = None,
+    costs: Annotated[
+        bool | None,
+        typer.Option(
+            "--costs/--no-costs",
+            help="Measure what each of those costs alone, in a process of its own. [default: on]",
+            show_default=False,
+        ),
+    ] = None,
     track: Track = None,
     output: Annotated[
         str | None,
@@ -144,6 +152,7 @@ def sweep(
         "slots": slots,
         "confirm": confirm,
         "seeds": seeds,
+        "measure_costs": costs,
         "track": track or None,
         "output": output,
     }
