@@ -98,13 +98,19 @@ def read_fields(given: Iterable[str], fields: Mapping[str, Any]) -> dict[str, An
             fix = "Give it once, as --set or as an option of its own."
             problems.add("--set", expected="each field once", found=f"{name} more than once", fix=fix)
         else:
-            try:
-                values[name] = yaml.load(value, Loader=_Loader)  # a SafeLoader
-            except yaml.YAMLError as error:
-                fix = "Quote the whole of it for the shell: --set 'target_modules=[query, value]'."
-                problems.add("--set", expected="a value in YAML", found=f"{text}: {error}", fix=fix)
+            with problems.collecting():
+                values[name] = read_value(value, "--set", text)
     problems.raise_if_any()
     return values
+
+
+def read_value(text: str, option: str, given: str) -> Any:
+    """A value in YAML. Raises UserError for other text, with the whole of what was `given`."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except (yaml.YAMLError, ValueError) as error:
+        fix = f"Quote the whole of it for the shell: {option} 'target_modules=[query, value]'."
+        raise UserError(Problem(option, "a value in YAML", f"{given}: {error}", fix)) from error
 
 
 def read_json(kind: type[S], path: Path) -> S:
