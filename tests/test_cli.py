@@ -20,8 +20,10 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import runs
+import tunestack
 from tunestack import progress
 from tunestack.cli.app import app
+from tunestack.cli.sweep import searched
 from tunestack.progress import Display
 from tunestack.results import CurvePoint, Results
 from tunestack.stack.events import Event
@@ -155,7 +157,88 @@ def test_predict_and_report_tell_what_is_missing(cli: Any, tmp_path: Path) -> No
         assert "results.json" in done.stderr
 
 
+@pytest.mark.parametrize("command", ["compare", "sweep"])
+def test_data_is_named_once(cli: Any, tiny_data: Path, tmp_path: Path, command: str) -> None:
+    flags = ["--train", tiny_data / "test.csv", "--method", "lora", "--base", tiny_data / "saved-bert"]
+    done = cli(command, tiny_data / "train.csv", *flags, "--output", tmp_path / "run")
+    assert done.exit_code == 2
+    assert "expected: data given once" in done.stderr
+    assert f"{tiny_data / 'train.csv'} and {tiny_data / 'test.csv'}" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("r=4,8,16", [4, 8, 16]),
+        ("r=4", [4]),
+        ("lora_alpha=0.5,1e-3,true,null,all,'4'", [0.5, 1e-3, True, None, "all", "4"]),
+        ("learning_rate=1e-5:1e-3:log", {"min": 1e-5, "max": 1e-3, "log": True}),
+        ("epochs = 1 : 5", {"min": 1, "max": 5}),
+        ("target_modules=[query,value],all-linear", [["query", "value"], "all-linear"]),
+        ("target_modules=[[query, value], [key]]", [["query", "value"], ["key"]]),
+        ("target_modules=query,value", ["query", "value"]),
+        ("layers_to_transform=null,[0,1]", [None, [0, 1]]),
+        ("r=[4,8]", [4, 8]),
+        ("batch_size={min: 8, max: 64, step: 8}", {"min": 8, "max": 64, "step": 8}),
+        ("rank_pattern={},{a: 4}", [{}, {"a": 4}]),
+    ],
+)
+def test_what_is_searched_is_given_in_yaml(text: str, expected: Any) -> None:
+    assert searched([text]) == {text.partition("=")[0].strip(): expected}
+
+
+def test_what_is_no_search_is_told_at_once(cli: Any, tiny_data: Path) -> None:
+    texts = [
+        "r=4,8",
+        "r=16,32",
+        "epochs",
+        "lora_alpha=",
+        "learning_rate=1e-5:1e-3:lin",
+        "target_modules=[query",
+    ]
+    options = [word for text in texts for word in ("--search", text)]
+    done = cli("sweep", tiny_data / "train.csv", *options)
+    assert done.exit_code == 2
+    assert "5 problems:" in done.stderr
+    for told in (
+        "found:    r more than once",
+        "found:    'epochs'",
+        "found:    'lora_alpha='",
+        "found:    'learning_rate=1e-5:1e-3:lin'",
+        "found:    target_modules=[query",
+        "--search r=A,B,C",
+    ):
+        assert told in done.stderr
+
+
 # Runs
+
+
+def test_flags_alone_make_a_sweep(cli: Any, tiny_data: Path, tmp_path: Path) -> None:
+    done = cli(
+        *("sweep", tiny_data / "train.csv", "--validation", tiny_data / "validation.csv"),
+        *("--base", tiny_data / "saved-bert", "--method", "lora", "--epochs", 1, "--no-costs"),
+        *("--search", "target_modules=[query,value],all-linear", "--search", "layers_to_transform=null,[0]"),
+        *("--output", tmp_path / "run"),
+    )
+    assert done.exit_code == 0, done.stderr
+    results = Results.load(tmp_path / "run" / "results.json")
+    assert results.config["measure_costs"] is False
+    assert results.search is not None
+    tried = [
+        (trial.parameters["target_modules"], trial.parameters["layers_to_transform"])
+        for trial in results.search.trials
+    ]
+    expected = [
+        (["query", "value"], None),
+        (["query", "value"], [0]),
+        ("all-linear", None),
+        ("all-linear", [0]),
+    ]
+    assert sorted(tried, key=str) == sorted(expected, key=str)
+    again = tunestack.sweep(tmp_path / "run" / "config.yaml", measure_costs=True, progress=False)
+    assert again.config["measure_costs"] is True
 
 
 def test_flags_alone_make_a_comparison(cli: Any, tiny_data: Path, tmp_path: Path) -> None:
@@ -330,6 +413,44 @@ def test_the_display_shows_progress_and_time_left(monkeypatch: pytest.MonkeyPatc
     now += 7210
     assert row("step", 220, 400).rstrip().endswith("2:00:20")
     assert row("step", 400, 400).rstrip().endswith("0:00")
+
+
+def test_the_display_counts_on_from_what_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    out = StringIO()
+    display = Display(Console(file=out, width=150))
+
+    def shown(*events: Event) -> str:
+        for event in events:
+            display.notify(event)
+        display._note = ""
+        out.truncate(0)
+        out.seek(0)
+        display.console.print(display._render())
+        return out.getvalue().splitlines()[-1].strip()
+
+    def trial(key: str, ending: Literal["finished", "failed"] = "finished") -> tuple[Event, Event]:
+        return Event("started", key, steps=4), Event(ending, key, message="it broke")
+
+    now += 50  # reading data, and what was done before, is no part of the pace
+    assert shown(Event("counted", "", 10, 30, message="best f1 0.900 (trial-3)")) == (
+        "10 of 30 trials done · best f1 0.900 (trial-3)"
+    )
+    now += 60
+    told = Event("counted", "", 14, 30, message="1 failed")  # three were of another process
+    assert shown(*trial("a", "failed"), told) == (
+        "14 of 30 trials done · 1 failed · 4.0 trials a minute · 4:00 left"
+    )
+    now += 500
+    again = Event("counted", "", 0, 15, message="training the best 3 again")
+    assert shown(again) == "0 of 15 trials done · training the best 3 again"
+    done_before = Event("finished", "b.seed-1")
+    unmeasured = Event("failed", "b", message="no costs")
+    now += 60
+    assert shown(done_before, *trial("b.seed-2"), *trial("b.seed-3", "failed"), unmeasured) == (
+        "3 of 15 trials done · training the best 3 again · 2.0 trials a minute · 6:00 left"
+    )
 
 
 def test_what_a_comparison_prints_elsewhere_is_plain_lines(whole_run: Any) -> None:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import runs
+from task_samples import SAMPLES
 from tunestack.config import CompareConfig, TrainingConfig
 from tunestack.errors import Problem, UserError
 from tunestack.methods.registry import METHODS
@@ -234,6 +235,12 @@ def test_the_longest_trial_has_the_most_evaluations() -> None:
     )
     assert Space(sweep(methods=own, training={"epochs": 3})).most_evaluations == 3
     assert Space(sweep(search={"epochs": [1, 4]})).most_evaluations == 4
+    texts = [
+        {"method": "lora", "training": {"epochs": "12"}},
+        {"method": "ia3", "search": {"epochs": ["9", 10]}},
+    ]
+    assert Space(sweep(methods=texts)).most_evaluations == 12
+    assert Space(sweep(methods=texts[1:])).most_evaluations == 10
 
 
 # What is checked before anything trains
@@ -343,6 +350,27 @@ def test_corners_that_a_method_refuses_are_told(values: dict[str, Any]) -> None:
     assert any("'q_proj'" in found for _, found in told)
 
 
+def test_every_length_that_is_searched_is_checked_against_the_base(
+    values: dict[str, Any], tmp_path: Path
+) -> None:
+    written = SAMPLES["question-answering"].write(tmp_path)
+    task = {"name": "question-answering", **written["task"]}
+    values |= {"data": written["data"], "task": task, "search": {"max_length": [48, 5]}}
+
+    def told() -> str:
+        with pytest.raises(UserError) as caught:
+            planned(values)
+        return str(caught.value)
+
+    assert "a question that leaves room for its context in 5 tokens" in told()
+    values["search"] = {}
+    values["methods"][0]["training"] = {"max_length": 5}
+    assert "a question that leaves room for its context in 5 tokens" in told()
+    values["methods"][0]["training"] = {"max_length": 48}
+    values["training"] = {"max_length": 5}  # of no method
+    assert planned(values).space.size == 2
+
+
 def test_a_sweep_needs_something_to_search(values: dict[str, Any]) -> None:
     values |= {"methods": ["lora"], "search": {}}
     with pytest.raises(UserError) as caught:
@@ -388,6 +416,14 @@ def test_a_suggestion_becomes_a_candidate(values: dict[str, Any]) -> None:
     assert candidate.trial(0).key == "trial-3.seed-0"
     shown = {name: candidate.hyperparameters[name] for name in ("r", "lora_alpha", "learning_rate")}
     assert shown == {"r": 4, "lora_alpha": 8, "learning_rate": 2e-3}
+
+
+def test_numbers_may_be_written_as_texts_as_in_training(values: dict[str, Any]) -> None:
+    values |= {"search": {"epochs": ["3", "5"]}}
+    plan = planned(values)
+    suggestion = plan.space.suggestion(0, {"lora.r": "4", "epochs": '"3"'})
+    assert plan.space.evaluations(suggestion.training) == 3
+    assert plan.candidate(suggestion, "trial-0").training.epochs == 3
 
 
 def test_a_sweep_that_does_less_than_its_settings_say_tells_so(values: dict[str, Any]) -> None:
@@ -621,6 +657,28 @@ def test_single_values_are_fixed_in_method_and_training(written: dict[str, Any])
     assert config.training.batch_size == 8
     assert config.seed == 8
     assert list(config.search) == ["lora_alpha"]
+
+
+@pytest.mark.parametrize(
+    ("methods", "written", "expected"),
+    [
+        (["lora"], "alpha", "lora_alpha"),
+        (["lora"], "dropout", "lora_dropout"),
+        (["lora"], "lora_rank", "r"),
+        (["loha"], "alpha", "alpha"),
+        (["gralora"], "alpha", "alpha"),
+        (["loha", "lokr"], "rank", "r"),
+        ([{"method": "series"}], "dropout", "adapter_dropout"),
+        (["series"], "rank", "rank"),
+        (["lokr"], "dropout", "dropout"),
+        (["lora", "loha"], "alpha", "alpha"),
+        (["lora", "ia3"], "alpha", "alpha"),
+        (["ia3"], "lr", "learning_rate"),
+    ],
+)
+def test_a_field_is_renamed_to_what_the_methods_have(methods: list[Any], written: str, expected: str) -> None:
+    config, _ = _read({"method": "random", "parameters": {written: {"values": [1, 2]}}}, methods=methods)
+    assert list(config.search) == [expected]
 
 
 @pytest.mark.parametrize(

@@ -243,6 +243,8 @@ def test_what_is_given_lies_on_top(tmp_path: Path) -> None:
         "methods": ["x"],
     }
     assert read_settings("tweets.csv", {"data": {"text": None}}) == {"data": {"train": "tweets.csv"}}
+    with pytest.raises(UserError, match=r"data given once, found tweets\.csv and more\.csv"):
+        read_settings("tweets.csv", {"data": {"train": "more.csv"}})
     assert overlay({"data": "tweets.csv"}, {"data": {"text": "t"}}) == {"data": "tweets.csv"}
 
 

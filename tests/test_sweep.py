@@ -58,6 +58,11 @@ def sweep(values: Mapping[str, Any], events: list[Event] | None = None) -> Resul
     return run_sweep(validated(SweepConfig, values), notify)
 
 
+def counted(events: Sequence[Event]) -> list[tuple[int, int, str]]:
+    """How far the sweep said that it was: trials done, of how many, and the rest."""
+    return [(event.step, event.steps, event.message) for event in events if event.kind == "counted"]
+
+
 def weights(output: Path, name: str, seed: int = 0) -> dict[str, torch.Tensor]:
     """What a trial saved."""
     folder = output / "candidates" / name / f"seed-{seed}" / "adapter"
@@ -123,6 +128,7 @@ def test_a_resumed_sweep_has_no_more_trials_and_another_space_is_refused(
         "trial-3.seed-0",
         "trial-4.seed-0",
     }
+    assert [(done, of) for done, of, _ in counted(events)] == [(3, 5), (4, 5), (5, 5)]
     assert second.search.trials[:3] == first.search.trials
     for name, tensors in before.items():
         kept = weights(tmp_path / "run", name)
@@ -156,8 +162,9 @@ def test_pruned_trials_end_early_and_their_slots_are_filled(tiny_data: Path, tmp
         reported = {trial.number: list(trial.intermediate.values()) for trial in study.trials()}
     for trial in results.search.trials:  # the last evaluation, too: others are compared with it
         assert reported[trial.number] == [point.metrics["accuracy"] for point in trial.curve]
-    ended = next(place for place, event in enumerate(events) if event.kind == "pruned")
-    assert "started" in {event.kind for event in events[ended + 1 : ended + 4]}
+    kinds = [event.kind for event in events if event.kind != "counted"]
+    ended = kinds.index("pruned")
+    assert "started" in kinds[ended + 1 : ended + 4]
 
 
 def test_the_family_itself_is_searched_and_one_failing_trial_fails_alone(
@@ -174,6 +181,8 @@ def test_the_family_itself_is_searched_and_one_failing_trial_fails_alone(
     results = sweep(values, events)
     notes = [event.message for event in events if event.kind == "note"]
     assert notes == ["The space has 5 points: the sweep ends when each was tried, after 5 trials."]
+    assert counted(events)[-1][:2] == (5, 5)
+    assert counted(events)[-1][2].startswith("1 failed · best accuracy ")
     assert results.search is not None
     tried = {(trial.method, trial.parameters.get("r")): trial for trial in results.search.trials}
     assert set(tried) == {("lora", 1), ("lora", 2), ("ia3", None), ("full", None), ("series", None)}
@@ -182,15 +191,33 @@ def test_the_family_itself_is_searched_and_one_failing_trial_fails_alone(
     assert [trial.state for trial in tried.values()].count("complete") == 4
 
 
+def test_values_that_do_not_go_together_fail_their_trial_alone(tiny_data: Path, tmp_path: Path) -> None:
+    search = {"epochs": [2, 1], "tfinal": [1, 6]}  # five steps an epoch
+    methods = [{"method": "adalora", "init_r": 4, "target_r": 2, "search": search}]
+    results = sweep(settings(tiny_data, tmp_path / "run", methods=methods, training={}, sampler="grid"))
+    assert results.search is not None
+    states = {
+        (trial.parameters["epochs"], trial.parameters["tfinal"]): trial.state
+        for trial in results.search.trials
+    }
+    assert states == {(2, 1): "complete", (2, 6): "complete", (1, 1): "complete", (1, 6): "failed"}
+    (failed,) = [trial for trial in results.search.trials if trial.state == "failed"]
+    assert "tinit + tfinal below the 5 training steps" in (failed.failure or "")
+
+
 def test_the_best_are_confirmed_with_several_seeds_and_only_then_tested(
     tiny_data: Path, tmp_path: Path
 ) -> None:
     values = settings(
         tiny_data, tmp_path / "run", trials=4, confirm=2, seeds=[3, 4], pruner="none", measure_costs=False
     )
-    results = sweep(values)
+    events: list[Event] = []
+    results = sweep(values, events)
     assert results.search is not None
     assert results.search.confirmed == "confirmed"
+    assert [(done, of) for done, of, _ in counted(events)] == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4), (0, 4)]
+    confirming = max(place for place, event in enumerate(events) if event.kind == "counted")
+    assert [event.kind for event in events[confirming:]].count("finished") == 4
     confirmed = Results.load(tmp_path / "run/confirmed/results.json")
     best = [trial.name for trial in ranked(results.search.trials)[:2]]
     assert sorted(candidate.name for candidate in confirmed.candidates) == sorted(best)
@@ -228,7 +255,7 @@ def test_the_last_process_confirms(tiny_data: Path, tmp_path: Path) -> None:
     assert results.search is not None
     assert results.search.confirmed is None
     assert [trial.state for trial in results.search.trials] == ["running", "complete", "complete"]
-    assert any("Not confirmed yet: 1 trials still run" in event.message for event in events)
+    assert any("others still train 1 of the trials" in event.message for event in events)
     results = sweep(values)
     assert results.search is not None
     assert results.search.confirmed == "confirmed"

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -357,6 +358,57 @@ def test_the_id_of_a_run_stays_and_is_its_own(recorder: type[Recorder], tmp_path
         follow(tmp_path / folder)
     first, again, other = [arguments[0].id for method, arguments in recorder.calls if method == "start"]
     assert first == again != other
+
+
+def test_processes_that_share_a_folder_agree_on_the_id(tmp_path: Path) -> None:
+    for count in range(10):
+        folder, together = tmp_path / str(count), threading.Barrier(8)
+
+        def identity(_: int, folder: Path = folder, together: threading.Barrier = together) -> str:
+            together.wait()
+            return tracking._identity(folder)
+
+        with ThreadPoolExecutor(8) as pool:
+            assert len(set(pool.map(identity, range(8)))) == 1
+
+
+def test_processes_that_share_a_sweep_share_its_runs_in_mlflow(at_home: Path, tmp_path: Path) -> None:
+    from tunestack.trackers.mlflow import MLflow
+
+    run = TrackedRun("shared", "sweep", tmp_path / "shared", {"trials": 2})
+    killed, early, late = trackers = [MLflow() for _ in range(3)]
+    together = threading.Barrier(3)
+
+    def start(tracker: MLflow) -> None:
+        together.wait()
+        tracker.start(run)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(start, trackers))
+    first, second = [TrackedTrial(key, "lora", {"r": 8}) for key in ("trial-0", "trial-1")]
+    point = CurvePoint(epoch=1, step=5, train_loss=0.5, metrics={"f1": 0.7})
+    killed.trial_started(first)
+    killed.evaluated("trial-0", point)
+    late.trial_started(second)
+    early.trial_started(first)  # taken over
+    early.trial_finished("trial-0", SeedResult(seed=1), None)
+    early.finish(Conclusion("not all", {"trial-0": {"f1": 0.7}}, []))
+    late.evaluated("trial-1", point)
+    late.trial_finished("trial-1", SeedResult(seed=1), None)
+    late.finish(Conclusion("all of it", {"trial-0": {"f1": 0.7}, "trial-1": {"f1": 0.8}}, []))
+
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name("tunestack")
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id], "tags.`tunestack.id` = 'shared'")
+    assert sorted(each.info.run_name for each in found) == ["shared", "trial-0", "trial-1"]
+    assert {each.info.status for each in found} == {"FINISHED"}
+    parent = next(each for each in found if each.info.run_name == "shared")
+    assert parent.data.metrics == {"trial-0/f1": 0.7, "trial-1/f1": 0.8}
+    assert parent.data.tags["mlflow.note.content"] == "all of it"
+    nested = [each for each in found if each is not parent]
+    assert {each.data.tags["mlflow.parentRunId"] for each in nested} == {parent.info.run_id}
+    assert [each.data.metrics["validation/f1"] for each in nested] == [0.7, 0.7]
 
 
 def broken() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tunestack.config import BaseConfig, CompareConfig, DataConfig, TrainingConfig
 from tunestack.errors import Problems
 from tunestack.saved import Predictor, load
-from tunestack.settings import checked, overlay, read_settings, read_yaml, validated
+from tunestack.settings import checked, overlay, read_settings, read_source, validated
 
 if TYPE_CHECKING:
     from tunestack.data import Description
@@ -170,6 +170,7 @@ def sweep(
     slots: int | None = None,
     confirm: int | None = None,
     seeds: int | Sequence[int] | None = None,
+    measure_costs: bool | None = None,
     track: str | Sequence[str] | None = None,
     output: str | Path | None = None,
     progress: bool = True,
@@ -179,8 +180,9 @@ def sweep(
 
     source: a YAML file (a sweep's settings, or a sweep file of W&B), or labelled text. search: fields of
     methods and of training, each with a list of values or `{"min": ..., "max": ..., "log": ...}`. confirm:
-    how many of the best to train again, with `seeds` seeds. What is given here stands above what the YAML
-    file says; `SweepConfig` says what each setting is.
+    how many of the best to train again, with `seeds` seeds; measure_costs: False saves the seconds that it
+    takes to measure what each of them costs. What is given here stands above what the YAML file says;
+    `SweepConfig` says what each setting is.
 
     Returns the results, as `results.json` holds them: `results.search` has every trial. Raises UserError
     with all problems before anything trains.
@@ -201,6 +203,7 @@ def sweep(
         "slots": slots,
         "confirm": confirm,
         "seeds": seeds if seeds is None or isinstance(seeds, int) else list(seeds),
+        "measure_costs": measure_costs,
         "track": _several(track),
         "output": None if output is None else str(output),
     }
@@ -215,7 +218,7 @@ def sweep(
         warnings.warn(note, stacklevel=2)
     if not progress:
         return run_sweep(config)
-    with Display(Console(stderr=True), config.metric, config.trials) as display:
+    with Display(Console(stderr=True), config.metric) as display:
         return run_sweep(config, display.notify)
 
 
@@ -229,8 +232,7 @@ def sweep_settings(source: str, given: Mapping[str, Any]) -> tuple[SweepConfig, 
     from tunestack.search.plan import make_plan
     from tunestack.search.wandb_file import is_wandb_file, read_wandb_file
 
-    is_yaml = source.endswith((".yaml", ".yml"))
-    values: dict[str, Any] = read_yaml(Path(source)) if is_yaml else {"data": {"train": source}}
+    values = read_source(source, given)
     if isinstance(values.get("base"), str):  # so that a field of the base alone can be given on top
         values["base"] = {"model": values["base"]}
     notes: tuple[str, ...] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
@@ -42,21 +42,50 @@ class _Row:
         return _clock((now - self.began) / done * (self.steps - self.step))
 
 
-class Display:
-    """Shows events: live in a terminal, a line an evaluation elsewhere.
+@dataclass
+class _Count:
+    """How many trials are done, since when these are counted, and of how many, where that is known.
 
-    trials: how many there will be, where that is known; then it says how far they are, and the best so far.
+    before: those that were done without being trained here meanwhile. about: what else is known of them.
     """
 
-    def __init__(self, console: Console, metric: str = "f1", trials: int | None = None) -> None:
+    began: float
+    done: int = 0
+    of: int | None = None
+    before: int = 0
+    about: str = ""
+
+    def one_more(self, here: bool) -> None:
+        """A trial is done; here: since the count began."""
+        self.done += 1
+        self.before += not here
+
+    def corrected(self, event: Event) -> _Count:
+        """The count after somebody who knows said it; from anew where that is of other trials."""
+        if event.steps != self.of or event.step < self.done:
+            return _Count(time.monotonic(), event.step, event.steps, event.step, event.message)
+        return replace(self, done=event.step, about=event.message)
+
+    def text(self, now: float) -> str:
+        """How far all of it is."""
+        if self.of is None:
+            return f"{self.done} done"
+        parts = [f"{self.done} of {self.of} trials done", *filter(None, [self.about])]
+        if self.done > self.before and now > self.began:
+            pace = (self.done - self.before) / (now - self.began)
+            parts.append(f"{60 * pace:.1f} trials a minute")
+            parts.append(f"{_clock((self.of - self.done) / pace)} left")
+        return " · ".join(parts)
+
+
+class Display:
+    """Shows events: live in a terminal, a line an evaluation elsewhere."""
+
+    def __init__(self, console: Console, metric: str = "f1") -> None:
         self.console = console
         self.metric = metric
         self._rows: dict[str, _Row] = {}
-        self._trials = trials
-        self._began = time.monotonic()
-        self._finished = 0
-        self._pruned = 0
-        self._best: tuple[float, str] | None = None
+        self._count = _Count(time.monotonic())
         self._note = "Reading data and bases"
         self._live = Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=True)
 
@@ -88,44 +117,24 @@ class Display:
                     row.best = (self.metric, value)
                 row.loss = event.point.train_loss
                 row.curve.append(value)
-                if self._best is None or value > self._best[0]:
-                    self._best = value, event.key
                 self._line(
                     f"{event.key}: epoch {event.point.epoch:g}, loss {event.point.train_loss:.3f}, "
                     f"{self.metric} {value:.3f}"
                 )
-            case "finished":
-                self._rows.pop(event.key, None)
-                self._finished += 1
-                self._line(f"{event.key}: done")
-            case "pruned":
-                self._rows.pop(event.key, None)
-                self._finished += 1
-                self._pruned += 1
-                self._line(f"{event.key}: pruned")
+            case "finished" | "pruned":
+                self._count.one_more(here=self._rows.pop(event.key, None) is not None)
+                self._line(f"{event.key}: {'done' if event.kind == 'finished' else 'pruned'}")
             case "failed":
-                self._rows.pop(event.key, None)
+                if self._rows.pop(event.key, None) is not None:  # or it was no trial in work
+                    self._count.one_more(here=True)
                 self.console.print(f"[red]{event.key} failed:[/] {escape(event.message)}")
+            case "counted":
+                self._count = self._count.corrected(event)
             case "narrowed" | "note":
                 self.console.print(f"[yellow]{escape(event.message)}[/]")
             case "measuring":
                 self._note = f"Measuring what {event.key} costs alone"
                 self._line(self._note)
-
-    def _summary(self, now: float) -> str:
-        """How far all of it is."""
-        if self._trials is None:
-            return f"{self._finished} done"
-        parts = [f"{self._finished} of {self._trials} trials done"]
-        if self._pruned:
-            parts[0] += f", {self._pruned} of them pruned"
-        if self._best is not None:
-            parts.append(f"best {self.metric} {self._best[0]:.3f} ({self._best[1]})")
-        if self._finished:
-            pace = self._finished / (now - self._began)
-            parts.append(f"{60 * pace:.1f} trials a minute")
-            parts.append(f"{_clock((self._trials - self._finished) / pace)} left")
-        return " · ".join(parts)
 
     def _line(self, text: str) -> None:
         if not self.console.is_terminal:
@@ -151,7 +160,7 @@ class Display:
                 sparkline(row.curve),
                 row.left(now),
             )
-        done = Text(self._summary(now), style="dim")
+        done = Text(self._count.text(now), style="dim")
         parts: list[RenderableType] = [table] if self._rows else []
         return Group(*parts, Spinner("dots", Text(self._note)) if self._note else done)
 

@@ -98,13 +98,19 @@ def read_fields(given: Iterable[str], fields: Mapping[str, Any]) -> dict[str, An
             fix = "Give it once, as --set or as an option of its own."
             problems.add("--set", expected="each field once", found=f"{name} more than once", fix=fix)
         else:
-            try:
-                values[name] = yaml.load(value, Loader=_Loader)  # a SafeLoader
-            except yaml.YAMLError as error:
-                fix = "Quote the whole of it for the shell: --set 'target_modules=[query, value]'."
-                problems.add("--set", expected="a value in YAML", found=f"{text}: {error}", fix=fix)
+            with problems.collecting():
+                values[name] = read_value(value, "--set", text)
     problems.raise_if_any()
     return values
+
+
+def read_value(text: str, option: str, given: str) -> Any:
+    """A value in YAML. Raises UserError for other text, with the whole of what was `given`."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except (yaml.YAMLError, ValueError) as error:
+        fix = f"Quote the whole of it for the shell: {option} 'target_modules=[query, value]'."
+        raise UserError(Problem(option, "a value in YAML", f"{given}: {error}", fix)) from error
 
 
 def read_json(kind: type[S], path: Path) -> S:
@@ -119,10 +125,19 @@ def read_json(kind: type[S], path: Path) -> S:
 
 def read_settings(source: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
     """What was asked of a comparison: in a YAML file, or with data alone, and what was given on top."""
-    if source is None:
-        return overlay({}, given)
-    is_config = source.endswith((".yaml", ".yml"))
-    return overlay(read_yaml(Path(source)) if is_config else {"data": {"train": source}}, given)
+    return overlay(read_source(source, given) if source is not None else {}, given)
+
+
+def read_source(source: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a YAML file says, or that data is there. Raises UserError where `given` names other data beside
+    data: neither would stand above the other.
+    """
+    if source.endswith((".yaml", ".yml")):
+        return read_yaml(Path(source))
+    if other := given.get("data", {}).get("train"):
+        fix = "Give one of them; `train` is for data in place of what a CONFIG.yaml names."
+        raise UserError(Problem("train", "data given once", f"{source} and {other}", fix))
+    return {"data": {"train": source}}
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:

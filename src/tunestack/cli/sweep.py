@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +25,7 @@ from tunestack.cli.options import (
     Validation,
 )
 from tunestack.cli.terminal import console, errors, say, told_to_users
-from tunestack.errors import Problem, UserError
+from tunestack.errors import Problem, Problems, UserError
 
 
 def sweep(
@@ -66,7 +67,7 @@ def sweep(
         typer.Option(
             "--search",
             metavar="FIELD=VALUES",
-            help="What to search: r=4,8,16 or learning_rate=1e-5:1e-3:log or epochs=1:5; repeat.",
+            help="What to search, in YAML: r=4,8,16 or learning_rate=1e-5:1e-3:log or epochs=1:5; repeat.",
             show_default=False,
         ),
     ] = None,
@@ -110,6 +111,14 @@ def sweep(
     seeds: Annotated[
         int | None, typer.Option(help="How many seeds that takes. [default: 5]", show_default=False)
     ] = None,
+    costs: Annotated[
+        bool | None,
+        typer.Option(
+            "--costs/--no-costs",
+            help="Measure what each of those costs alone, in a process of its own. [default: on]",
+            show_default=False,
+        ),
+    ] = None,
     track: Track = None,
     output: Annotated[
         str | None,
@@ -144,13 +153,14 @@ def sweep(
         "slots": slots,
         "confirm": confirm,
         "seeds": seeds,
+        "measure_costs": costs,
         "track": track or None,
         "output": output,
     }
     with told_to_users():
         from tunestack.api import sweep_settings
 
-        flags["search"] = dict(map(_searched, search or []))
+        flags["search"] = searched(search or [])
         config, notes = sweep_settings(source, flags)
         for note in notes:
             say(errors, note)
@@ -161,7 +171,7 @@ def sweep(
 
         folder = Path(config.output)
         try:
-            with Display(errors, config.metric, config.trials) as display:
+            with Display(errors, config.metric) as display:
                 results = run_sweep(config, display.notify)
         except KeyboardInterrupt:
             say(errors, f"\nStopped. What was trained is in {folder}; the same command goes on from there.")
@@ -173,24 +183,40 @@ def sweep(
         say(console, f"The best, for tunestack compare: {folder / 'best.yaml'}")
 
 
-def _searched(text: str) -> tuple[str, Any]:
-    """What --search says: `r=4,8,16`, or a range `learning_rate=1e-5:1e-3:log`."""
-    field, equals, values = text.partition("=")
-    parts = [part.strip() for part in values.split(":")]
-    is_range = len(parts) in (2, 3) and parts[2:] in ([], ["log"])
-    if not field or not equals or not values or (len(parts) > 1 and not is_range):
-        fix = "Write for instance r=4,8,16 or learning_rate=1e-5:1e-3:log."
-        raise UserError(Problem("--search", "FIELD=VALUES", repr(text), fix))
-    if is_range:
-        dimension = {"min": _value(parts[0]), "max": _value(parts[1])}
-        return field, dimension | ({"log": True} if parts[2:] else {})
-    return field, [_value(part) for part in values.split(",")]
+def searched(given: Sequence[str]) -> dict[str, Any]:
+    """What --search says. Raises UserError with every text that says nothing, or that says a field again."""
+    found: dict[str, Any] = {}
+    problems = Problems()
+    for text in given:
+        field, equals, values = (part.strip() for part in text.partition("="))
+        if not (field and equals and values):
+            fix = "Write for instance r=4,8,16 or learning_rate=1e-5:1e-3:log."
+            problems.add("--search", expected="FIELD=VALUES", found=repr(text), fix=fix)
+        elif field in found:
+            fix = f"Give all values at once, with commas: --search {field}=A,B,C."
+            problems.add("--search", expected="each field once", found=f"{field} more than once", fix=fix)
+        else:
+            with problems.collecting():
+                found[field] = _dimension(values, text)
+    problems.raise_if_any()
+    return found
 
 
-def _value(text: str) -> int | float | bool | str:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return {"true": True, "false": False}.get(text.strip().lower(), text.strip())
+def _dimension(values: str, text: str) -> Any:
+    """`4,8,16`; a range `1e-5:1e-3:log`; or in brackets what stands in YAML under `search`.
+
+    text: the whole of what was given. Commas are YAML's: a value may be null, or a list in its brackets.
+    """
+    from tunestack.settings import read_value
+
+    if ":" in values and not set(values) & set("[]{}'\""):
+        low, _, rest = values.partition(":")
+        high, is_log, kind = rest.partition(":")
+        if not (low and high) or (is_log and kind.strip() != "log"):
+            fix = "Write MIN:MAX or MIN:MAX:log; texts with a colon in quotes."
+            raise UserError(Problem("--search", "a range", repr(text), fix))
+        ends = {name: read_value(end, "--search", text) for name, end in (("min", low), ("max", high))}
+        return {**ends, "log": True} if is_log else ends
+    several = read_value(f"[{values}]", "--search", text)
+    only = several[0] if len(several) == 1 else None
+    return only if isinstance(only, list | dict) else several

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,9 @@ from tunestack.trackers.registry import check_trackers
 
 RUNGS = "evaluations_per_epoch"
 
+Room = tuple[int, int]
+"""How many tokens an example may have, and for how many there are places at all."""
+
 
 @dataclass(frozen=True)
 class SweepPlan:
@@ -45,8 +49,10 @@ class SweepPlan:
     def candidate(self, suggestion: Suggestion, name: str) -> MethodCandidate:
         """A suggestion as a candidate of that name. Raises UserError for values that do not go together."""
         training = validated(TrainingConfig, suggestion.training, f"{name}.training")
-        method = METHODS[suggestion.method]
-        return method_candidate(name, self.config.base.model, self.check, method, suggestion.fields, training)
+        method, base = METHODS[suggestion.method], self.config.base.model
+        candidate = method_candidate(name, base, self.check, method, suggestion.fields, training)
+        method.check_steps(candidate.config, training.steps(len(self.data.train)))
+        return candidate
 
 
 def make_plan(config: SweepConfig) -> SweepPlan:
@@ -64,11 +70,13 @@ def make_plan(config: SweepConfig) -> SweepPlan:
     check = BaseCheck(base, task) if base else None
     space = Space(config)
     sound = check_space(config, problems)
+    rooms: set[Room] = set()
     for position in sound:
-        _check_corners(config, position, check, task, data, problems)
+        rooms |= _check_corners(config, position, check, task, data, problems)
     if base is not None and data is not None:
-        limit, places = base.room_for_text(config.training.max_length), base.longest_input
-        problems.attempt(task.check_base, base, data.splits(), limit, places)
+        rooms = rooms or {(base.room_for_text(config.training.max_length), base.longest_input)}
+        for limit, places in sorted({min(rooms), max(rooms), min(rooms, key=lambda room: room[1])}):
+            problems.attempt(task.check_base, base, data.splits(), limit, places)
     problems.raise_if_any()
     assert data is not None  # or its problems would have been raised
     assert base is not None
@@ -239,8 +247,11 @@ def _check_corners(
     task: Task,
     data: TextData | None,
     problems: Problems,
-) -> None:
-    """Build the method's config and training at the corners of its space: every value once, and both ends."""
+) -> set[Room]:
+    """Build the method's config and training at the corners of its space: every value once, and both ends.
+
+    Returns the room that examples have there.
+    """
     entry, where = config.methods[position], f"methods.{position}"
     method = METHODS[entry.method]
     fixed = problems.attempt(
@@ -248,6 +259,7 @@ def _check_corners(
     )
     known = own_fields(method) | set(TrainingConfig.model_fields)
     shared = {field: dimension for field, dimension in config.search.items() if field in known}
+    rooms: set[Room] = set()
     for corner in corners(Branch(entry, shared)):
         own, of_training = split_fields(corner)
         settings, training = None, None
@@ -262,6 +274,11 @@ def _check_corners(
             with problems.collecting(where):
                 method.check_training(training)
                 method.check_steps(settings, training.steps(len(data.train)))
+        if settings is not None and training is not None and check is not None:
+            taken = method.positions_taken(settings, check.skeleton)
+            room = check.base.room_for_text
+            rooms.add((room(training.max_length, taken), room(sys.maxsize, taken)))
+    return rooms
 
 
 def _corner_training(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -74,10 +75,12 @@ def _conclude(
     best = ranked(records)[: plan.config.confirm]
     results = _write(plan, folder, study, records, None)
     if running and plan.config.confirm:
-        message = f"Not confirmed yet: {running} trials still run elsewhere. The last process to end does it."
+        message = f"Not confirmed yet: others still train {running} of the trials. The last to end confirms."
         notify(Event("note", "", message=message))
     elif best:
         chosen = [study.suggestion(trial.number) for trial in best]
+        again = f"training the best {len(chosen)} again"
+        notify(Event("counted", "", steps=len(chosen) * len(plan.config.seeds), message=again))
         # Trials keep their numbers and settings: what is there of others, or of fewer seeds, stays of use.
         confirmed = run_comparison(_confirmation(plan, chosen), notify, (*FREE, "methods", "seeds"))
         results = _write(plan, folder, study, records, confirmed)
@@ -244,6 +247,7 @@ class _Sweep:
 
     def train(self) -> None:
         """Train until the study has no more trials."""
+        self._count()
         data = self.plan.data
         splits = {"train": data.train, "validation": data.validation}
         work = Workload(self.plan.base, self.plan.task, splits, self.plan.config.metric)
@@ -357,6 +361,18 @@ class _Sweep:
             self.study.tell(number, result.validation.metrics[self.plan.config.metric], "complete")
         else:
             self.study.tell(number, None, "failed" if result.failure != PRUNED else "pruned")
+        self._count()
+
+    def _count(self) -> None:
+        """Say how far the study is, with what was done in earlier calls and by other processes."""
+        trials, wanted = self.study.trials(), self.plan.config.trials
+        states = Counter[str](trial.state for trial in trials)
+        about = [f"{states[state]} {state}" for state in ("pruned", "failed") if states[state]]
+        if (best := self.study.best()) is not None:
+            about.append(f"best {self.plan.config.metric} {best.value:.3f} ({name_of(best.number)})")
+        total = max(len(trials), min(wanted, self.plan.space.size or wanted))
+        done = len(trials) - states["running"]
+        self.tracking.notify(Event("counted", "", done, total, message=" · ".join(about)))
 
     def _path(self, number: int) -> Path:
         return self.folder.path / "candidates" / name_of(number) / RECORD

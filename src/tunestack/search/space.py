@@ -18,7 +18,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from tunestack.config import split_fields
+from tunestack.config import TrainingConfig, split_fields
 from tunestack.search.config import Dimension, SweepConfig, SweepMethod
 
 METHOD = "method"
@@ -150,17 +150,16 @@ class Space:
 
     def evaluations(self, training: Mapping[str, Any]) -> int:
         """How often a trial with these fields of training is evaluated."""
-        count: int = math.ceil(training["epochs"] * self.config.training.evaluations_per_epoch)
-        return count
+        return math.ceil(_epochs(training["epochs"]) * self.config.training.evaluations_per_epoch)
 
     @property
     def most_evaluations(self) -> int:
         """How often the longest trial is evaluated."""
         shared = self.config.training.epochs
         longest = [
-            max(branch.dimensions["epochs"].corners())
+            max(map(_epochs, branch.dimensions["epochs"].corners()))
             if "epochs" in branch.dimensions
-            else branch.entry.training.get("epochs", shared)
+            else _epochs(branch.entry.training.get("epochs", shared))
             for branch in self.branches.values()
         ]
         return self.evaluations({"epochs": max(longest)})
@@ -185,6 +184,11 @@ def _suggest(trial: optuna.Trial, name: str, wanted: BaseDistribution) -> None:
         trial.suggest_int(name, wanted.low, wanted.high, log=wanted.log)
     elif isinstance(wanted, FloatDistribution):
         trial.suggest_float(name, wanted.low, wanted.high, log=wanted.log)
+
+
+def _epochs(value: Any) -> float:
+    """Epochs as training takes them, "3" as well."""
+    return TrainingConfig(epochs=value).epochs
 
 
 def _encode(dimension: Dimension, index: int) -> Any:

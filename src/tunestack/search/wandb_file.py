@@ -11,7 +11,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from tunestack.config import TrainingConfig
+from tunestack.entries import own_fields
 from tunestack.errors import Problem, Problems, UserError, did_you_mean
+from tunestack.methods.registry import METHODS
 from tunestack.search.config import Dimension
 from tunestack.settings import overlay
 
@@ -39,18 +41,17 @@ FIELDS = {
     "train_batch_size": "batch_size",
     "num_train_epochs": "epochs",
     "num_epochs": "epochs",
-    "lora_r": "r",
-    "lora_rank": "r",
-    "rank": "r",
-    "alpha": "lora_alpha",
-    "dropout": "lora_dropout",
     "wd": "weight_decay",
     "warmup": "warmup_ratio",
     "lr_scheduler": "lr_scheduler_type",
     "max_seq_length": "max_length",
     "max_seq_len": "max_length",
 }
-"""What fields are often called in such files, and what they are called here."""
+"""What fields of training are often called in such files, and what they are called here."""
+RANKS = ("lora_r", "lora_rank", "rank")
+"""What a method's `r` is often called there."""
+ENDINGS = ("alpha", "dropout")
+"""What is there short for the field of a method that ends so: lora_alpha, adapter_dropout."""
 METRICS = {
     "f1_score": "f1",
     "macro_f1": "f1_macro",
@@ -87,7 +88,8 @@ def read_wandb_file(
         problems.add(str(key), expected="a key of a sweep file", found=repr(key), fix=fix)
     ignored = [key for key in values if key in WITHOUT_EFFECT]
     settings: dict[str, Any] = {"sampler": _sampler(values, problems), "pruner": "none"}
-    fixed, searched = _parameters(values.get("parameters"), problems)
+    own = _own_fields(given.get("methods"))
+    fixed, searched = _parameters(values.get("parameters"), own, problems)
     if "early_terminate" in values:
         settings["pruner"] = "hyperband"
         ignored += _early_terminate(values["early_terminate"], problems)
@@ -105,11 +107,11 @@ def read_wandb_file(
     if "seed" in fixed:
         settings["seed"] = fixed.pop("seed")
     training = {name: value for name, value in fixed.items() if name in TrainingConfig.model_fields}
-    own = {name: value for name, value in fixed.items() if name not in training}
+    rest = {name: value for name, value in fixed.items() if name not in training}
     settings |= {"training": training, "search": {n: d.model_dump() for n, d in searched.items()}}
     settings = overlay(settings, given)
-    if own and isinstance(settings.get("methods"), list):
-        settings["methods"] = [_with_fields(entry, own) for entry in settings["methods"]]
+    if rest and isinstance(settings.get("methods"), list):
+        settings["methods"] = [_with_fields(entry, rest) for entry in settings["methods"]]
     notes = (f"Of the sweep file, {', '.join(ignored)} has no effect here.",) if ignored else ()
     return settings, notes
 
@@ -147,8 +149,33 @@ def _early_terminate(value: Any, problems: Problems) -> list[str]:
     return [f"early_terminate.{key}" for key in value if key != "type"]
 
 
-def _parameters(values: Any, problems: Problems) -> tuple[dict[str, Any], dict[str, Dimension]]:
-    """What is fixed and what is searched, by the names of the fields here."""
+def _own_fields(entries: Any) -> list[set[str]]:
+    """The fields of each method that is searched; what is no known method is refused later."""
+    named = [entry.get("method") if isinstance(entry, Mapping) else entry for entry in entries or []]
+    return [own_fields(METHODS[name]) for name in named if isinstance(name, str) and name in METHODS]
+
+
+def _field(name: str, own: list[set[str]]) -> str:
+    """What a field is called here. own: the fields of each method.
+
+    One of a method is renamed only where none has it under that name, and all have the one that is meant.
+    """
+    if any(name in fields for fields in own):
+        return name
+    common = set.intersection(*own) if own else set()
+    if name in RANKS:
+        meant = common & {"r"}
+    elif name in ENDINGS:
+        meant = {field for field in common if field.endswith(f"_{name}")}
+    else:
+        return FIELDS.get(name, name)
+    return meant.pop() if len(meant) == 1 else name
+
+
+def _parameters(
+    values: Any, own: list[set[str]], problems: Problems
+) -> tuple[dict[str, Any], dict[str, Dimension]]:
+    """What is fixed and what is searched, by the names of the fields here. own: those of each method."""
     fixed: dict[str, Any] = {}
     searched: dict[str, Dimension] = {}
     origin: dict[str, str] = {}
@@ -158,7 +185,7 @@ def _parameters(values: Any, problems: Problems) -> tuple[dict[str, Any], dict[s
         )
         return fixed, searched
     for name, parameter in values.items():
-        field, where = FIELDS.get(str(name), str(name)), f"parameters.{name}"
+        field, where = _field(str(name), own), f"parameters.{name}"
         if field in origin:
             found = f"{origin[field]} and {name}, which are both {field}"
             problems.add(where, expected="every field once", found=found, fix="Remove one.")

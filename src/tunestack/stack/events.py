@@ -15,11 +15,21 @@ class Event:
     """Something that happened to a trial, for whoever shows progress.
 
     steps: of how many. point: the evaluation, with kind "evaluated". message: with kinds "failed", "narrowed"
-    and "note".
+    and "note"; with "counted", which is about all trials, what is known of them beyond that `step` of `steps`
+    are done.
     """
 
     kind: Literal[
-        "started", "step", "evaluated", "finished", "failed", "pruned", "narrowed", "measuring", "note"
+        "started",
+        "step",
+        "evaluated",
+        "finished",
+        "failed",
+        "pruned",
+        "narrowed",
+        "measuring",
+        "note",
+        "counted",
     ]
     key: str
     step: int = 0

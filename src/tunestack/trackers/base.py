@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock
+
 from tunestack.results import CurvePoint, SeedResult
 
 PROJECT = "tunestack"
@@ -98,6 +100,12 @@ class Tracker(ABC):
     @abstractmethod
     def finish(self, conclusion: Conclusion | None) -> None:
         """The run is over. conclusion: None where it was interrupted."""
+
+
+def one_process(folder: Path, name: str) -> FileLock:
+    """A lock, for a `with` block that only one process is in at a time, of those that share a run folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / f"{name}.lock")
 
 
 def check_server(url: str) -> None:

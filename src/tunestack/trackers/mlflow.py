@@ -22,13 +22,11 @@ from tunestack.trackers.base import (
     check_server,
     curve_values,
     final_values,
+    one_process,
 )
 
 LONGEST_VALUE = 6000
 """Characters that MLflow takes as a parameter's value."""
-
-MOST_RUNS = 50_000
-"""What a search returns at most, by MLflow's own limit."""
 
 ID = "tunestack.id"
 KEY = "tunestack.trial"
@@ -42,20 +40,17 @@ class MLflow(Tracker):
         self._id = ""
         self._experiment = ""
         self._parent = ""
-        self._known: dict[str, str] = {}
         self._open: dict[str, str] = {}
 
     def start(self, run: TrackedRun) -> None:
-        """Find the runs of this comparison that are there already, and begin or reopen its own."""
+        """Begin the comparison's own run, or reopen it."""
         uri = mlflow.get_tracking_uri()
         if uri.startswith(("http://", "https://")):
             check_server(uri)
         self._id = run.id
-        self._experiment = self._find_experiment()
-        ours = f"tags.`{ID}` = '{run.id}'"
-        found = self._client.search_runs([self._experiment], ours, max_results=MOST_RUNS)
-        self._known = {each.data.tags[KEY]: each.info.run_id for each in found}
-        self._parent = self._open_run("", run.name, {"tunestack.kind": run.kind})
+        with one_process(run.folder, "mlflow"):  # those that share a sweep have one run
+            self._experiment = self._find_experiment()
+            self._parent = self._open_run("", run.name, {"tunestack.kind": run.kind})
         self._client.log_dict(self._parent, dict(run.config), "config.yaml")
 
     def trial_started(self, trial: TrackedTrial) -> None:
@@ -101,10 +96,11 @@ class MLflow(Tracker):
         return str(found.experiment_id if found else self._client.create_experiment(name))
 
     def _open_run(self, key: str, name: str, tags: Mapping[str, str]) -> str:
-        """The run of a trial (of the comparison: key ""), which may have been interrupted."""
-        if key in self._known:
-            self._client.update_run(self._known[key], status="RUNNING")
-            return self._known[key]
+        """The run of a trial (of the comparison: key ""), which another process may have begun."""
+        ours = f"tags.`{ID}` = '{self._id}' AND tags.`{KEY}` = '{key}'"
+        for found in self._client.search_runs([self._experiment], ours, max_results=1):
+            self._client.update_run(found.info.run_id, status="RUNNING")
+            return str(found.info.run_id)
         tags = {ID: self._id, KEY: key, **tags}
         return str(self._client.create_run(self._experiment, run_name=name, tags=tags).info.run_id)
 

@@ -12,7 +12,7 @@ from tunestack.files import write_json
 from tunestack.results import Record, SeedResult
 from tunestack.settings import read_json
 from tunestack.stack.events import Event, Notify
-from tunestack.trackers.base import PATIENCE, Conclusion, TrackedRun, TrackedTrial
+from tunestack.trackers.base import PATIENCE, Conclusion, TrackedRun, TrackedTrial, one_process
 from tunestack.trackers.isolated import Isolated
 
 IDENTITY = "tracking.json"
@@ -91,6 +91,7 @@ class Tracking:
 def _identity(folder: Path) -> str:
     """The id of the run in a folder, made when it is first tracked."""
     path = folder / IDENTITY
-    if not path.exists():
-        write_json(path, {"id": secrets.token_hex(6)})
+    with one_process(folder, "tracking"):
+        if not path.exists():
+            write_json(path, {"id": secrets.token_hex(6)})
     return read_json(_Identity, path).id
