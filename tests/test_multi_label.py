@@ -141,6 +141,8 @@ def test_one_label_alone_and_a_positive_one_are_refused(tmp_path: Path) -> None:
     assert "at least two labels, found only 'a'" in told
     told = problems(load, write(tmp_path, LISTS), positive_label="a")
     assert "data.positive_label" in told
+    named = DataConfig(train=str(path), columns={"text": "tweet"})
+    assert "data.columns: expected none" in problems(load_flags, named, None, ())
 
 
 @given(st.integers(0, 2**32), st.integers(4, 30), st.integers(1, 6))

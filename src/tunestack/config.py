@@ -56,7 +56,8 @@ class DataConfig(Settings):
     labels: dict[Label, Label] | list[Label] | None = None
     """Label names in id order, or a mapping from the values in the file to names."""
     columns: dict[str, str] = {}
-    """Other columns that the task reads, by its own names for them: {question: q}."""
+    """Other columns that the task reads, by its own names for them: {question: q}. Texts with labels have none:
+    `text`, `text_pair` and `label` name them."""
     positive_label: Label | None = None
     """With two classes: which one precision, recall and F1 are about. Default: the second."""
     train_size: float = Field(default=0.8, gt=0, lt=1)

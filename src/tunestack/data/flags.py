@@ -13,6 +13,7 @@ from tunestack.arrays import IntArray
 from tunestack.config import DataConfig
 from tunestack.data.labels import check_known_lists, is_missing, label_key, names_of_values
 from tunestack.data.load import (
+    NAMED,
     TextData,
     check_text_column,
     contradictions,
@@ -20,6 +21,7 @@ from tunestack.data.load import (
     fingerprint,
     overlaps,
     read_all,
+    refuse_settings,
     unused_columns,
 )
 from tunestack.data.sources import Table
@@ -42,6 +44,7 @@ def load_flags(config: DataConfig, separator: str | None, columns: Sequence[str]
     The datasets have `text`, perhaps `text_pair`, `label` (0 or 1 a label, in id order) and `row`.
     """
     problems = Problems()
+    refuse_settings(config, ["columns"], NAMED, _CHOOSE, problems)
     tables = read_all(config, problems)
     labels = list(columns) or [config.label]
     warnings = drop_unlabelled_test(tables, config, labels)

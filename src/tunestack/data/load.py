@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +30,8 @@ Kind = Literal["classes", "numbers"]
 """What the label column holds."""
 
 _CHOOSE = "Choose with --text, --text-pair and --label (elsewhere data.text, data.text_pair, data.label)."
+NAMED = "none: data.text, data.text_pair and data.label name what is read"
+"""Of `data.columns`, for tasks that read texts with labels."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ def read_labelled(config: DataConfig, kind: Kind = "classes", *, leave_out_missi
     leave_out_missing: rows without a text or a label are no problem; they are left out, with a warning.
     """
     problems = Problems()
+    refuse_settings(config, ["columns"], NAMED, _CHOOSE, problems)
     tables = read_all(config, problems)
     warnings = [*drop_unlabelled_test(tables, config, [config.label]), *_skipped(tables)]
     text_columns = {"text": config.text, **({"text_pair": config.text_pair} if config.text_pair else {})}
@@ -125,7 +128,8 @@ def read_labelled(config: DataConfig, kind: Kind = "classes", *, leave_out_missi
     }
     names: tuple[str, ...] = ()
     if kind == "numbers":
-        _check_no_names(config, problems)
+        fix = "Leave it out; or choose the task classification."
+        refuse_settings(config, ("labels", "positive_label"), "none: labels are numbers", fix, problems)
         encoded = encode_numbers(labels, problems)
     else:
         declared = tables["train"].classes.get(config.label) if "train" in tables else None
@@ -139,13 +143,13 @@ def read_labelled(config: DataConfig, kind: Kind = "classes", *, leave_out_missi
     return Labelled(tables, rows, names, tuple(warnings))
 
 
-def _check_no_names(config: DataConfig, problems: Problems) -> None:
-    """Note settings about classes, where labels are numbers."""
-    for name in ("labels", "positive_label"):
-        if getattr(config, name) is not None:
-            found = repr(getattr(config, name))
-            fix = "Leave it out; or choose the task classification."
-            problems.add(f"data.{name}", expected="none: labels are numbers", found=found, fix=fix)
+def refuse_settings(
+    config: DataConfig, names: Iterable[str], expected: str, fix: str, problems: Problems
+) -> None:
+    """Note settings of the data that mean nothing to a task, and so would be ignored."""
+    for name in names:
+        if (value := getattr(config, name)) != DataConfig.model_fields[name].default:
+            problems.add(f"data.{name}", expected=expected, found=repr(value), fix=fix)
 
 
 def too_many_classes(labelled: Labelled, label: str) -> Problem | None:

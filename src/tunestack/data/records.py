@@ -13,7 +13,7 @@ from datasets import Dataset
 
 from tunestack.config import DataConfig
 from tunestack.data.labels import is_missing
-from tunestack.data.load import TextData, read_all
+from tunestack.data.load import TextData, read_all, refuse_settings
 from tunestack.data.sources import Table, read_file
 from tunestack.data.split import shared_rows, split_train_validation, text_keys
 from tunestack.data.tables import check_columns, check_texts, listed
@@ -77,10 +77,8 @@ def _columns(config: DataConfig, problems: Problems) -> dict[str, str]:
     for name in config.columns.keys() - set(FIELDS):
         expected = f"one of {', '.join(FIELDS)}"
         problems.add("data.columns", expected=expected, found=repr(name), fix=_HOW)
-    for name in ("text", "text_pair", "label", "labels", "positive_label", "skip_bad_rows"):
-        if getattr(config, name) != DataConfig.model_fields[name].default:
-            found = str(getattr(config, name))
-            problems.add(f"data.{name}", expected="none: this task reads records", found=found, fix=_HOW)
+    others = ("text", "text_pair", "label", "labels", "positive_label", "skip_bad_rows")
+    refuse_settings(config, others, "none: this task reads records", _HOW, problems)
     return {name: config.columns.get(name, name) for name in FIELDS}
 
 

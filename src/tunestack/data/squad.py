@@ -12,7 +12,7 @@ import pandas as pd
 from datasets import Dataset, Features, List, Value
 
 from tunestack.config import DataConfig
-from tunestack.data.load import TextData, read_all
+from tunestack.data.load import TextData, read_all, refuse_settings
 from tunestack.data.sources import Table
 from tunestack.data.split import shared_rows, split_train_validation
 from tunestack.data.tables import check_columns, check_texts
@@ -117,11 +117,8 @@ def _columns(config: DataConfig, inputs: Mapping[str, str], problems: Problems) 
     }
     if config.label != DataConfig.model_fields["label"].default:
         names["answers"] = config.label
-    for name in ("labels", "positive_label"):
-        if getattr(config, name) is not None:
-            problems.add(
-                f"data.{name}", expected="none: answers are texts", found="some", fix="Leave it out."
-            )
+    others = ("labels", "positive_label")
+    refuse_settings(config, others, "none: answers are texts", "Leave it out.", problems)
     for name in config.columns.keys() - names.keys():
         expected = f"one of {', '.join(names)}"
         problems.add("data.columns", expected=expected, found=repr(name), fix=_HOW)

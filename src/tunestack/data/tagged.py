@@ -20,6 +20,7 @@ from tunestack.data.load import (
     fingerprint,
     overlaps,
     read_all,
+    refuse_settings,
     unused_columns,
 )
 from tunestack.data.sources import Table
@@ -70,11 +71,8 @@ def load_tagged(config: DataConfig) -> TextData:
 
 def _check_settings(config: DataConfig, problems: Problems) -> None:
     """Note settings that mean nothing here."""
-    defaults = DataConfig.model_fields
-    for name in ("text", "text_pair", "label", "positive_label"):
-        if getattr(config, name) != defaults[name].default:
-            found = repr(getattr(config, name))
-            problems.add(f"data.{name}", expected="none: words and tags are read", found=found, fix=_CHOOSE)
+    others = ("text", "text_pair", "label", "positive_label")
+    refuse_settings(config, others, "none: words and tags are read", _CHOOSE, problems)
     for name in config.columns.keys() - set(COLUMNS):
         problems.add(f"data.columns.{name}", expected=" or ".join(COLUMNS), found=repr(name), fix=_CHOOSE)
 
