@@ -20,10 +20,12 @@ _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _TRUTH = re.compile(r"\b(true|false)\b", re.IGNORECASE)
 _OPTION = re.compile(r"\b(answer[1-5]|option[12]|solution[12]|ending[1-4])(?!\d)", re.IGNORECASE)
 _CHOICES = (
-    re.compile(r"answer\s*(?:is|:)\s*\(?([A-E])\b"),
-    re.compile(r"\(([A-E])\)"),
-    # A letter by itself, but not an article ("A train ...") or what begins a line of reasoning ("A: ...").
-    re.compile(r"(?<![\w'])([A-E])\b(?!'|:|\s+[a-z])"),
+    # "answer: B", "the answer is option (B)"
+    re.compile(r"(?i:\banswer\s*(?:is|:)[\s:]*(?:(?:option|choice)\s+)?)\(?([A-E])\b"),
+    # "(B)", "option B"
+    re.compile(r"(?:\((?=[A-E]\))|(?i:\b(?:option|choice)\s+))([A-E])\b"),
+    # A letter by itself, but not what begins a line of reasoning ("A: ..."), or an article ("A train ...").
+    re.compile(r"(?<![\w'])([B-E]|A(?!\s+(?!(?:is|and|or|because|since)\b)[a-z]))\b(?![':])"),
 )
 
 
@@ -59,14 +61,17 @@ def find_number(text: str) -> str:
 
 
 def find_choice(text: str) -> str:
-    """The letter of a choice, A to E: the last that is called the answer, else the last in brackets, else the
-    last that stands by itself. LLM-Adapters takes the first capital A to E of any word.
+    """The letter of a choice, A to E: the last that is called the answer, else the last in brackets or called
+    an option, else the last that stands by itself. Asterisks, which make it bold, do not count.
 
     >>> find_choice("A: Both are even. The answer is (D).")
     'D'
+    >>> find_choice("The answer is: **B**, since (A) is too small.")
+    'B'
     """
+    plain = text.replace("*", "")
     for pattern in _CHOICES:
-        found = pattern.findall(text)
+        found = pattern.findall(plain)
         if found:
             return str(found[-1])
     return ""
