@@ -116,6 +116,15 @@ def test_what_no_label_can_be_is_told_by_row(tmp_path: Path) -> None:
     assert "None and the like in 2 of 4 rows: 2, 3 " in told
 
 
+def test_lines_that_are_left_out_are_told(tmp_path: Path) -> None:
+    path = write(tmp_path, ["a,b", "a", "b"] * 4, "train.csv")
+    path.write_text(path.read_text() + "broken\n")
+    assert "line 14" in problems(load, path)
+    data = load(path, skip_bad_rows=True)
+    assert len(found(data)) == 12
+    assert f"{path}: 1 malformed lines are left out, such as line 14." in data.warnings
+
+
 def test_another_separator_is_asked_for_and_not_guessed(tmp_path: Path) -> None:
     path = write(tmp_path, ["a|b", "a", "b|c", "c", "a|b", "b|c", "a", "c"] * 3, "pipes.csv")
     assert "separator: '|'" in problems(load, path)

@@ -169,6 +169,14 @@ def test_a_plain_table(tmp_path: Path, name: str) -> None:
     assert [{**row, "id": ""} for row in found] == [{**row, "id": ""} for row in expected]
 
 
+def test_lines_that_are_left_out_are_told(tmp_path: Path) -> None:
+    path = write(tmp_path, plain_table(), "data.csv")
+    path.write_text(path.read_text() + "broken\n")
+    data = load(path, skip_bad_rows=True)
+    assert len(everything(data)) == len(ASKED)
+    assert f"{path}: 1 malformed lines are left out, such as line 10." in data.warnings
+
+
 def test_other_names_of_columns(tmp_path: Path) -> None:
     rows = pd.DataFrame(plain_table()).drop(columns="is_impossible")
     ours = {"question": "q", "context": "passage", "answers": "gold", "answer_start": "at"}

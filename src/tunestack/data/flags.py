@@ -17,8 +17,8 @@ from tunestack.data.load import (
     TextData,
     check_text_column,
     contradictions,
-    drop_unlabelled_test,
     fingerprint,
+    has_labels,
     overlaps,
     read_all,
     refuse_settings,
@@ -45,9 +45,8 @@ def load_flags(config: DataConfig, separator: str | None, columns: Sequence[str]
     """
     problems = Problems()
     refuse_settings(config, ["columns"], NAMED, _CHOOSE, problems)
-    tables = read_all(config, problems)
     labels = list(columns) or [config.label]
-    warnings = drop_unlabelled_test(tables, config, labels)
+    tables, warnings = read_all(config, problems, lambda table: has_labels(table, labels))
     texts = {"text": config.text, **({"text_pair": config.text_pair} if config.text_pair else {})}
     for table in tables.values():
         check_columns(table.frame, dict.fromkeys([*texts.values(), *labels]), table.where, problems, _CHOOSE)

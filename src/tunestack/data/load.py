@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -110,8 +110,7 @@ def read_labelled(config: DataConfig, kind: Kind = "classes", *, leave_out_missi
     """
     problems = Problems()
     refuse_settings(config, ["columns"], NAMED, _CHOOSE, problems)
-    tables = read_all(config, problems)
-    warnings = [*drop_unlabelled_test(tables, config, [config.label]), *_skipped(tables)]
+    tables, warnings = read_all(config, problems, lambda table: has_labels(table, [config.label]))
     text_columns = {"text": config.text, **({"text_pair": config.text_pair} if config.text_pair else {})}
     complete = {name: table.frame for name, table in tables.items()}
     if leave_out_missing or config.skip_bad_rows:
@@ -208,42 +207,37 @@ def _check_tables(
                 check_text_column(complete[name][column], f"{table.where}, column {column!r}", problems)
 
 
-def read_all(config: DataConfig, problems: Problems) -> dict[str, Table]:
-    """Every given split that can be read, train first."""
+def read_all(
+    config: DataConfig, problems: Problems, judged: Callable[[Table], bool], gold: str = "labels"
+) -> tuple[dict[str, Table], list[str]]:
+    """Every given split that can be read, train first; and sentences on what is left out of them.
+
+    judged: whether a split has what answers are compared with, which `gold` names. A test split that came
+    along without is left out; one that was asked for must have it.
+    """
     tables: dict[str, Table] = {}
-    try:
+    with problems.collecting():
         tables = read_source(config)
-    except UserError as error:
-        problems.extend(error)
     for name, file in (("validation", config.validation), ("test", config.test)):
         if file is not None:
-            try:
+            with problems.collecting():
                 tables[name] = read_file(Path(file).expanduser(), config, file)
-            except UserError as error:
-                problems.extend(error)
-    return {name: tables[name] for name in SPLIT_NAMES if name in tables}
-
-
-def _skipped(tables: dict[str, Table]) -> list[str]:
-    """Sentences on malformed lines that are left out."""
-    return [
+    left_out = [
         f"{table.where}: {len(table.skipped):,} malformed lines are left out, such as line "
         f"{table.skipped[0].where.rpartition(' line ')[2]}."
         for table in tables.values()
         if table.skipped
     ]
+    with problems.collecting():
+        if "test" in tables and config.test is None and not judged(tables["test"]):
+            left_out.append(f"{tables.pop('test').where} has no {gold} and is not used.")
+    return {name: tables[name] for name in SPLIT_NAMES if name in tables}, left_out
 
 
-def drop_unlabelled_test(tables: dict[str, Table], config: DataConfig, labels: Sequence[str]) -> list[str]:
-    """Leave out a test split that came along without labels; one that was asked for must have them."""
-    if "test" not in tables or config.test is not None:
-        return []
-    table = tables["test"]
-    there = [label for label in labels if label in table.frame]
-    if any(not table.frame[label].map(_is_no_label).all() for label in there):
-        return []
-    del tables["test"]
-    return [f"{table.where} has no labels and is not used."]
+def has_labels(table: Table, columns: Iterable[str]) -> bool:
+    """Whether any of these columns is there and holds a label."""
+    there = [column for column in columns if column in table.frame]
+    return any(not table.frame[column].map(_is_no_label).all() for column in there)
 
 
 def _is_no_label(value: object) -> bool:

@@ -37,12 +37,12 @@ def load_records(config: DataConfig, tests: Mapping[str, str], skip_incomplete: 
     """
     problems = Problems()
     columns = _columns(config, problems)
-    tables = read_all(config, problems)
+    answer = columns["answer"]
+    tables, warnings = read_all(config, problems, lambda table: _has_answers(table, answer), "answers")
     _check_names(tests, problems)
     for name, file in tests.items():
         with problems.collecting(f"data.tests.{name}"):
             tables[name] = read_file(Path(file).expanduser(), config, file)
-    warnings = _drop_unjudged(tables, columns, config)
     needed = _needed(tables)
     if skip_incomplete:
         for name in tables.keys() & {"train", "validation"}:
@@ -92,15 +92,8 @@ def _check_names(tests: Mapping[str, str], problems: Problems) -> None:
         taken.add(file)
 
 
-def _drop_unjudged(tables: dict[str, Table], columns: Mapping[str, str], config: DataConfig) -> list[str]:
-    """Leave out a test split that came along without answers; one that was asked for must have them."""
-    if "test" not in tables or config.test is not None:
-        return []
-    table, answer = tables["test"], columns["answer"]
-    if answer in table.frame and not table.frame[answer].map(is_missing).all():
-        return []
-    del tables["test"]
-    return [f"{table.where} has no answers and is not used."]
+def _has_answers(table: Table, column: str) -> bool:
+    return column in table.frame and not table.frame[column].map(is_missing).all()
 
 
 def _complete(table: Table, columns: Sequence[str], warnings: list[str]) -> Table:

@@ -78,16 +78,13 @@ def load_questions(config: DataConfig, inputs: Mapping[str, str], skip_misplaced
     stand in the context where the data says are left out; else they are a problem. Raises UserError with all
     problems.
     """
-    problems, warnings = Problems(), list[str]()
+    problems = Problems()
     columns = _columns(config, inputs, problems)
-    tables = read_all(config, problems)
+    tables, warnings = read_all(config, problems, lambda table: _has_answers(table, columns), "answers")
     read: dict[str, list[Question]] = {}
     for split, table in tables.items():
         with problems.collecting():
-            if split == "test" and config.test is None and not _has_answers(table, columns):
-                warnings.append(f"{table.where} has no answers and is not used.")
-            else:
-                read[split] = _checked(table, columns, skip_misplaced, warnings)
+            read[split] = _checked(table, columns, skip_misplaced, warnings)
     problems.raise_if_any()
     splits = {split: _dataset(questions) for split, questions in read.items()}
     if "validation" not in splits:

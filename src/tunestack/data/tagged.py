@@ -16,8 +16,8 @@ from tunestack.data.labels import check_known_lists, is_missing, label_key, name
 from tunestack.data.load import (
     TextData,
     contradictions,
-    drop_unlabelled_test,
     fingerprint,
+    has_labels,
     overlaps,
     read_all,
     refuse_settings,
@@ -42,8 +42,7 @@ def load_tagged(config: DataConfig) -> TextData:
     problems = Problems()
     _check_settings(config, problems)
     tokens, tags = (config.columns.get(name, name) for name in COLUMNS)
-    tables = read_all(config, problems)
-    warnings = drop_unlabelled_test(tables, config, [tags])
+    tables, warnings = read_all(config, problems, lambda table: has_labels(table, [tags]))
     for table in tables.values():
         check_columns(table.frame, dict.fromkeys([tokens, tags]), table.where, problems, _CHOOSE)
     problems.raise_if_any()
