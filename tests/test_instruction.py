@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
+import runs
 import tiny
 import tunestack
 from task_samples import SAMPLES, SUMS_SETTINGS, sums
@@ -181,15 +182,13 @@ def test_answers_are_what_transformers_generates(beams: int, tmp_path: Path) -> 
 
 
 def test_texts_survive_as_numbers_and_in_files(tmp_path: Path) -> None:
-    texts = ["", "a,b\n\n\"c\" 'd'", "NA", " é€😀", "null", "1e5", "=1+1", "\u2028x"]
-    ended = [True, False] * 4
+    texts = ["", "a,b\n\n\"c\" 'd'", "NA", " é€😀", "null", "1e5", "=1+1", "\u2028x", "a\rb", "\r\n\r"]
+    ended = [True, False] * 5
     given = as_numbers(texts, ended)
     assert as_texts(given) == texts
     task = Instruction(options=OPTIONS)
-    path = tmp_path / "predictions.csv"
-    split = {"instruction": ["?"] * 8, "answer": ["1"] * 8}
-    pd.DataFrame({**task.truth(split), **task.told(split, given)}).to_csv(path, index=False)
-    again = task.read(pd.read_csv(path, dtype=str, keep_default_na=False))
+    split = {"instruction": ["?"] * 10, "answer": ["1", "a\rb"] * 5}
+    again = runs.through_files(tmp_path, task, split, given)
     np.testing.assert_array_equal(again, given)
 
 

@@ -342,7 +342,7 @@ class Instruction(Task):
 
 def _clean(text: str) -> str:
     """A response without spaces around it and what no table of text can hold."""
-    return text.replace("\0", "").replace("\r", "\n").strip()
+    return text.replace("\0", "").strip()
 
 
 def _fewer(data: TextData, count: int | None, seed: int) -> TextData:
