@@ -129,6 +129,11 @@ def test_all_layouts_give_the_same_questions(tmp_path: Path, unanswerable: bool)
         for row in rows
     ]
     assert everything(load(write(tmp_path, listed, "listed.jsonl"))) == found
+    if not unanswerable:
+        single = [
+            {**row, "answers": {name: values[0] for name, values in row["answers"].items()}} for row in rows
+        ]
+        assert everything(load(write(tmp_path, single, "single.jsonl"))) == found
 
 
 def test_the_form_of_the_hub(tmp_path: Path) -> None:
@@ -263,6 +268,14 @@ def test_contradictions_and_places_that_are_none(tmp_path: Path) -> None:
     assert "answer_start as a number of characters from 0, found 1 questions that differ: question 1" in told
     assert "an answer to every question, found 1 questions that differ: question 2" in told
     assert "answers with text, found 1 questions that differ: question 6" in told
+
+
+def test_an_answer_without_a_place_among_others_is_no_unanswerable_question(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = flattened()
+    rows[2]["answers"] = "Warsaw"
+    rows[4]["answers"] = {"text": "the angle", "answer_start": [1, 2]}
+    told = problems_of(write(tmp_path, rows, "data.jsonl"))
+    assert "a place for every answer's text, found 2 questions that differ: question 2 (id-2); question 4" in told
 
 
 def test_a_missing_answer_in_a_table_is_no_unanswerable_question(tmp_path: Path) -> None:

@@ -274,15 +274,21 @@ def _of_rows(
 
 
 def _answers_of(value: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Texts and places, of SQuAD's list of answers or the Hub's pair of lists."""
+    """Texts and places, of SQuAD's list of answers or the Hub's pair of lists, or of values: a single answer."""
     if isinstance(value, dict):
-        return tuple(value.get("text") or ()), tuple(map(_number, value.get("answer_start") or ()))
+        return _several(value.get("text")), tuple(map(_number, _several(value.get("answer_start"))))
     if isinstance(value, list):
         answers = [one if isinstance(one, dict) else {} for one in value]
         return tuple(one.get("text") for one in answers), tuple(
             _number(one.get("answer_start")) for one in answers
         )
-    return (), ()
+    return _several(value), ()
+
+
+def _several(value: Any) -> tuple[Any, ...]:
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, list) else (value,)
 
 
 def _number(value: Any) -> Any:
