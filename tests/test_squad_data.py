@@ -182,6 +182,20 @@ def test_lines_that_are_left_out_are_told(tmp_path: Path) -> None:
     assert f"{path}: 1 malformed lines are left out, such as line 10." in data.warnings
 
 
+def test_places_beside_gaps_are_whole_numbers_as_pandas_writes_them(tmp_path: Path) -> None:
+    frame = pd.DataFrame(plain_table(True))
+    frame["answer_start"] = pd.to_numeric(frame["answer_start"])
+    frame.to_csv(path := tmp_path / "data.csv", index=False)
+    assert ",24.0," in path.read_text()
+    expected = everything(load(write(tmp_path, articles(True))))
+    assert [row["answer_starts"] for row in everything(load(path))] == [
+        row["answer_starts"] for row in expected
+    ]
+    frame.loc[0, "answer_start"] = 15.5
+    frame.to_csv(path, index=False)
+    assert "question 0, '15.5'" in problems_of(path)
+
+
 def test_other_names_of_columns(tmp_path: Path) -> None:
     rows = pd.DataFrame(plain_table()).drop(columns="is_impossible")
     ours = {"question": "q", "context": "passage", "answers": "gold", "answer_start": "at"}
@@ -265,7 +279,7 @@ def test_contradictions_and_places_that_are_none(tmp_path: Path) -> None:
     content["data"][1]["paragraphs"][0]["qas"][0]["answers"][0]["text"] = ""
     told = problems_of(write(tmp_path, content))
     assert "no answer where is_impossible is true, found 1 questions that differ: question 0" in told
-    assert "answer_start as a number of characters from 0, found 1 questions that differ: question 1" in told
+    assert "answer_start as a number of characters from 0, found 1 questions that differ: question 1 (id-1), 'near the end'" in told
     assert "an answer to every question, found 1 questions that differ: question 2" in told
     assert "answers with text, found 1 questions that differ: question 6" in told
 

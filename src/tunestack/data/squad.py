@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -162,7 +163,7 @@ def _check_answers(questions: Sequence[Question], where: str, problems: Problems
     """Note answers that are missing, contradict `is_impossible`, or have no text or place."""
     wrong: dict[tuple[str, str], list[str]] = {}
     for one in questions:
-        found = None
+        found, told = None, one.name
         if not one.texts and not one.impossible:
             found = ("an answer to every question", "A question without one needs is_impossible: true.")
         elif one.texts and one.impossible:
@@ -171,10 +172,11 @@ def _check_answers(questions: Sequence[Question], where: str, problems: Problems
             found = ("a place for every answer's text", "Give answer_start for each.")
         elif not all(isinstance(text, str) and text.strip() for text in one.texts):
             found = ("answers with text", "Fill them in, or remove them.")
-        elif not all(type(start) is int and start >= 0 for start in one.starts):
+        elif odd := [start for start in one.starts if type(start) is not int or start < 0]:
             found = ("answer_start as a number of characters from 0", "Correct them.")
+            told = f"{one.name}, {odd[0]!r}"
         if found is not None:
-            wrong.setdefault(found, []).append(one.name)
+            wrong.setdefault(found, []).append(told)
     for (expected, fix), names in wrong.items():
         _note(names, f"{where}, answers", expected, problems, fix)
 
@@ -292,10 +294,11 @@ def _several(value: Any) -> tuple[Any, ...]:
 
 
 def _number(value: Any) -> Any:
-    """A place, which CSV has as text and other tables perhaps as a float; anything else as it is."""
-    if isinstance(value, str) and value.strip().isdecimal():
-        return int(value)
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    """A place, which CSV has as text and tables with gaps as a float (12.0); anything else as it is."""
+    with contextlib.suppress(ValueError):
+        if isinstance(value, str | float) and float(value).is_integer():
+            return int(float(value))
+    return value
 
 
 def _flag(value: Any) -> bool | None:
