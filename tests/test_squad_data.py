@@ -270,6 +270,20 @@ def test_records_that_cannot_work_are_named(tmp_path: Path) -> None:
     assert "question 3 (id-2), as 2" in told
 
 
+def test_every_question_has_an_id_or_none_has(tmp_path: Path) -> None:
+    """A row's number could be the id of another row."""
+    rows: list[dict[str, Any]] = flattened()
+    del rows[2]["id"]
+    rows[5]["id"] = None
+    rows[7]["id"] = "2"
+    told = problems_of(write(tmp_path, rows, "data.jsonl"))
+    assert "an id of every question, or of none, found 2 questions that differ: question 2; " in told
+    for row in rows:
+        row["id"] = None
+    ids = [row["id"] for row in everything(load(write(tmp_path, rows, "data.jsonl")))]
+    assert ids == [str(number) for number in range(8)]
+
+
 def test_contradictions_and_places_that_are_none(tmp_path: Path) -> None:
     content = articles(True)
     asked = content["data"][0]["paragraphs"][0]["qas"]
@@ -279,7 +293,8 @@ def test_contradictions_and_places_that_are_none(tmp_path: Path) -> None:
     content["data"][1]["paragraphs"][0]["qas"][0]["answers"][0]["text"] = ""
     told = problems_of(write(tmp_path, content))
     assert "no answer where is_impossible is true, found 1 questions that differ: question 0" in told
-    assert "answer_start as a number of characters from 0, found 1 questions that differ: question 1 (id-1), 'near the end'" in told
+    assert "answer_start as a number of characters from 0, found 1 questions that differ: question 1" in told
+    assert "(id-1), 'near the end'" in told
     assert "an answer to every question, found 1 questions that differ: question 2" in told
     assert "answers with text, found 1 questions that differ: question 6" in told
 
@@ -289,7 +304,7 @@ def test_an_answer_without_a_place_among_others_is_no_unanswerable_question(tmp_
     rows[2]["answers"] = "Warsaw"
     rows[4]["answers"] = {"text": "the angle", "answer_start": [1, 2]}
     told = problems_of(write(tmp_path, rows, "data.jsonl"))
-    assert "a place for every answer's text, found 2 questions that differ: question 2 (id-2); question 4" in told
+    assert "a place for every answer's text, found 2 questions that differ: question 2" in told
 
 
 def test_a_missing_answer_in_a_table_is_no_unanswerable_question(tmp_path: Path) -> None:

@@ -6,13 +6,14 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 from datasets import Dataset, Features, List, Value
 
 from tunestack.config import DataConfig
+from tunestack.data.labels import is_missing
 from tunestack.data.load import TextData, read_all, refuse_settings
 from tunestack.data.sources import Table
 from tunestack.data.split import shared_rows, split_train_validation
@@ -46,7 +47,7 @@ class Question:
     """One record. impossible: what the data says of it, None where it says nothing."""
 
     row: int
-    id: str
+    id: str | None
     question: Any
     context: Any
     texts: tuple[Any, ...]
@@ -127,8 +128,8 @@ def _checked(
     table: Table, columns: Mapping[str, str | None], skip_misplaced: bool, warnings: list[str]
 ) -> list[Question]:
     """The questions of one split. Raises UserError with all problems."""
-    questions = list(_questions(table, columns))
     where, problems = table.where, Problems()
+    questions = _with_ids(list(_questions(table, columns)), where, problems)
     if not questions:
         problems.add(where, expected="questions", found="none", fix="Give a file with questions in it.")
     index = [question.row for question in questions]
@@ -137,7 +138,9 @@ def _checked(
         check_texts(texts, f"{where}, {name}", problems)
     seen: dict[str, int] = {}
     repeated = [
-        f"{one.name}, as {seen[one.id]}" for one in questions if seen.setdefault(one.id, one.row) != one.row
+        f"{one.name}, as {seen[one.id]}"
+        for one in questions
+        if one.id is not None and seen.setdefault(one.id, one.row) != one.row
     ]
     _note(
         repeated, f"{where}, id", "an id of its own for every question", problems, "Remove the repetitions."
@@ -157,6 +160,16 @@ def _checked(
             f"not stand where the data says: {some}."
         )
     return [question for question in questions if question.row not in misplaced]
+
+
+def _with_ids(questions: list[Question], where: str, problems: Problems) -> list[Question]:
+    """With the rows' numbers where no question has an id; they could be the ids of others where some have."""
+    without = [one for one in questions if one.id is None]
+    if len(without) == len(questions):
+        return [replace(one, id=str(one.row)) for one in questions]
+    expected, fix = "an id of every question, or of none", "Fill them in, or leave them all out."
+    _note([one.name for one in without], f"{where}, id", expected, problems, fix)
+    return questions
 
 
 def _check_answers(questions: Sequence[Question], where: str, problems: Problems) -> None:
@@ -233,7 +246,7 @@ def _of_articles(frame: pd.DataFrame, where: str) -> Iterator[Question]:
                 texts, starts = _answers_of(question.get("answers"))
                 yield Question(
                     row,
-                    str(question.get("id", row)),
+                    _id(question.get("id")),
                     question.get("question"),
                     paragraph.get("context"),
                     texts,
@@ -268,15 +281,12 @@ def _of_rows(
             empty = value is None or value == ""
             texts = () if empty else (value,)
             starts = () if empty else (_number(record.get(own["answer_start"])),)
-        id_ = record.get(own["id"])
         question, context = record[str(columns["question"])], record[str(columns["context"])]
-        yield Question(
-            int(row), str(row if id_ is None else id_), question, context, texts, starts, impossible
-        )
+        yield Question(int(row), _id(record.get(own["id"])), question, context, texts, starts, impossible)
 
 
 def _answers_of(value: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Texts and places, of SQuAD's list of answers or the Hub's pair of lists, or of values: a single answer."""
+    """Texts and places, of SQuAD's list of answers, the Hub's pair of lists, or a pair of values."""
     if isinstance(value, dict):
         return _several(value.get("text")), tuple(map(_number, _several(value.get("answer_start"))))
     if isinstance(value, list):
@@ -293,6 +303,10 @@ def _several(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, list) else (value,)
 
 
+def _id(value: Any) -> str | None:
+    return None if is_missing(value) else str(value)
+
+
 def _number(value: Any) -> Any:
     """A place, which CSV has as text and tables with gaps as a float (12.0); anything else as it is."""
     with contextlib.suppress(ValueError):
@@ -304,7 +318,7 @@ def _number(value: Any) -> Any:
 def _flag(value: Any) -> bool | None:
     """A mark, which CSV has as text."""
     if isinstance(value, str):
-        return value.strip().lower() in ("true", "1", "yes")
+        return value.strip().lower() in ("true", "1", "1.0", "yes")
     return None if value is None else bool(value)
 
 
