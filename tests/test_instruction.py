@@ -297,6 +297,10 @@ def test_gold_answers_must_be_what_the_settings_say(tmp_path: Path) -> None:
     (problem,) = refused(lambda: load(tmp_path, **fields))
     assert problem.where == "Odd answers"
     assert "'many', in 1 of 2 rows: 1" in problem.found
+    write(tmp_path / "odd.json", [RECORD, {**RECORD, "answer": "3/4"}, {**RECORD, "answer": 1e-05}])
+    (problem,) = refused(lambda: load(tmp_path, **fields))
+    assert "'3/4', in 1 of 3 rows: 1" in problem.found
+    write(tmp_path / "odd.json", [RECORD, {**RECORD, "answer": "many"}])
     assert load(tmp_path, **{**fields, "task": {}}).warnings[-1] == (
         "Kinds of answers, by the gold ones: validation number (5); Odd number (1), text (1)."
     )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 TOLERANCE = 0.001
 """By how much a number may differ from the gold one, as in LLM-Adapters' evaluation."""
 
-_NUMBER = re.compile(r"(?:(?<!\d)-)?(?:\d+(?:\.\d+)?|\.\d+)")
+_NUMBER = re.compile(r"(?:(?<!\d)-)?(?:\d+(?:\.\d+)?|(?<![\d.])\.\d+)(?:[eE][-+]?\d+\b)?")
 _CURRENCY = re.compile(r"[$€£¥]\s?")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _TRUTH = re.compile(r"\b(true|false)\b", re.IGNORECASE)
@@ -48,13 +48,15 @@ class Kind:
 
 
 def find_number(text: str) -> str:
-    """The last number in a text.
+    """The last number in a text, perhaps with an exponent.
 
-    A minus after a digit is a difference, not a sign; commas between groups of three digits and signs of
+    A minus after a digit is a difference, not a sign; commas before groups of three digits and signs of
     currencies are left out.
 
     >>> find_number("7 - 3 = 4, so she paid $1,234.50.")
     '1234.50'
+    >>> find_number("about -2e-05 of them")
+    '-2e-05'
     """
     found = _NUMBER.findall(_plain(text))
     return found[-1] if found else ""
@@ -102,7 +104,8 @@ def _plain(text: str) -> str:
 
 
 def _is_whole(text: str, found: str) -> bool:
-    return _plain(text).strip().strip("()").casefold() == found.casefold()
+    """Whether there is nothing beside what was found; brackets, a full stop and % are nothing."""
+    return _plain(text).strip().lstrip("(").rstrip(").% ").casefold() == found.casefold()
 
 
 def _same_number(found: str, gold: str) -> bool:

@@ -356,12 +356,12 @@ def _fewer(data: TextData, count: int | None, seed: int) -> TextData:
 
 
 def _check_answers(kind: Kind, splits: Mapping[str, Split], problems: Problems) -> None:
-    """Note gold answers in which there is none of this kind."""
+    """Note gold answers that are not of this kind."""
     for name, split in splits.items():
         golds = list(split["answer"])
-        wrong = [row for row, gold in zip(split["row"], golds, strict=True) if not kind.find(gold)]
+        wrong = [row for row, gold in zip(split["row"], golds, strict=True) if not kind.gold(gold)]
         if wrong:
-            first = next(gold for gold in golds if not kind.find(gold))
+            first = next(gold for gold in golds if not kind.gold(gold))
             found = f"others, such as {first!r}, in {listed(wrong, len(golds))}"
             fix = "Set `answers` in the task's settings to what these answers are, or to auto."
             problems.add(
