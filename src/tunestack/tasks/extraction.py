@@ -1,7 +1,7 @@
 """Answers out of generated text, and whether they are the right ones.
 
 What counts as an answer follows LLM-Adapters' evaluation (Hu et al., 2023): of numbers the last one in the
-text, within 0.001; of words such as `answer3` the first. Where our rules differ, it is said.
+text, within 0.001; of words such as `answer3` the first. Where our rules differ, docs/reasoning.md says it.
 """
 
 from __future__ import annotations
