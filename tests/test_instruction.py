@@ -107,6 +107,11 @@ def test_a_response_must_have_places_in_the_model(kind: str, longest: int, tmp_p
     assert "1 of 1 rows: 3" in problem.found
     problems = refused(lambda: task.check_base(base, {"AddSub": fits}, 64, longest - 5))
     assert [one.where for one in problems] == [f"AddSub: {base.name}"]
+    learnt = {**fits, "output": ["x"], "answer": ["1"]}
+    task.check_base(base, {"train": learnt}, 64, longest - 5)  # nothing is generated after it
+    (problem,) = refused(lambda: task.check_base(base, {"validation": learnt}, 64, longest - 5))
+    assert problem.where == f"validation: {base.name}"
+    assert len(task.encode(base, {**learnt, "instruction": ["x" * 40]}, 64)) == 1
 
 
 def test_a_base_must_write(tmp_path: Path) -> None:

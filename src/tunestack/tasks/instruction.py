@@ -170,24 +170,29 @@ class Instruction(Task):
         problems = Problems()
         for name, split in splits.items():
             with problems.collecting(name):
-                self._encode(base, split, min(max_length, base.longest_input), places)
+                encoded = self._encode(base, split, max_length)
+                if name != "train":  # nothing is generated after what is learnt
+                    self._check_places(base, encoded, split, places)
         problems.raise_if_any()
 
     def encode(self, base: Base, split: Split, max_length: int) -> Responses:
         """Tokenise records. Raises UserError for those that leave no room for a response."""
-        return self._encode(base, split, min(max_length, base.longest_input), base.longest_input)
+        encoded = self._encode(base, split, max_length)
+        if encoded.labels is None:  # records to answer; those of a comparison are checked with its bases
+            self._check_places(base, encoded, split, base.longest_input)
+        return encoded
 
-    def _encode(self, base: Base, split: Split, max_length: int, places: int) -> Responses:
+    def _check_places(self, base: Base, encoded: Responses, split: Split, places: int) -> None:
+        check_places(base, encoded, places, self.options.max_new_tokens, _rows(split))
+
+    def _encode(self, base: Base, split: Split, max_length: int) -> Responses:
         columns = {name: list(split[name]) for name in self.inputs if name in columns_of(split)}
         prompts = [
             fill(self.options.template, self.options.template_with_input, dict(zip(columns, record)))
             for record in zip(*columns.values())
         ]
         outputs = list(split["output"]) if "output" in columns_of(split) else None
-        rows = list(split["row"]) if "row" in columns_of(split) else list(range(len(prompts)))
-        encoded = encode_responses(base, prompts, outputs, max_length, rows)
-        check_places(base, encoded, places, self.options.max_new_tokens, rows)
-        return encoded
+        return encode_responses(base, prompts, outputs, min(max_length, base.longest_input), _rows(split))
 
     def batch(
         self, chosen: Sequence[tuple[Encoded, IntArray]], pad_id: int, leading: Sequence[int]
@@ -338,6 +343,11 @@ class Instruction(Task):
     def read(self, frame: pd.DataFrame) -> IntArray:
         """The responses, and which ended."""
         return as_numbers(frame["prediction"].tolist(), (frame["ended"] == "True").tolist())
+
+
+def _rows(split: Split) -> list[int]:
+    """What errors call the records."""
+    return list(split["row"] if "row" in columns_of(split) else range(len(split["instruction"])))
 
 
 def _clean(text: str) -> str:
