@@ -189,6 +189,25 @@ def test_overrides_are_for_one_task(files: Path, tmp_path: Path) -> None:
     assert [one.config.metric for one in plan.plans.values()] == ["mcc", "accuracy", "pearson", "accuracy"]
 
 
+@pytest.mark.parametrize(
+    ("given", "own", "weights"),
+    [
+        ({}, {}, (None, None)),
+        ({"class_weights": "balanced"}, {}, ("balanced", "balanced")),
+        ({"class_weights": "balanced"}, {"class_weights": None}, (None, "balanced")),
+        ({}, {"class_weights": "balanced"}, ("balanced", None)),
+    ],
+)
+def test_classes_are_not_weighed_unless_somebody_says_so(
+    given: dict[str, Any], own: dict[str, Any], weights: tuple[Any, Any], files: Path, tmp_path: Path
+) -> None:
+    values = settings(files, tmp_path, tasks=["cola", "mrpc"], overrides={"cola": {"training": own}})
+    plan = plan_suite({**values, "training": given, "methods": ["tfidf"]})
+    assert tuple(plan.plans[key].config.training.class_weights for key in ("cola", "mrpc")) == weights
+    (tfidf,) = plan.plans["cola"].candidates
+    assert tfidf.hyperparameters["class_weight"] == weights[0]
+
+
 def test_a_folder_of_another_run_is_left_alone(files: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text(json.dumps({"config": {}}))

@@ -131,7 +131,22 @@ def to_yaml(values: Mapping[str, Any]) -> str:
 
 
 def overlay(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with what was given on top: None gives nothing, a mapping's fields each for themselves.
+    """Settings with what was given on top, where None gives nothing. Raises UserError as `merged` does."""
+    return merged(
+        values,
+        {
+            name: _without_none(value) if isinstance(value, Mapping) else value
+            for name, value in _without_none(given).items()
+        },
+    )
+
+
+def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def merged(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with others on top, the fields of a mapping each for themselves.
 
     Raises UserError for another task than that whose own settings are there.
     """
@@ -141,12 +156,10 @@ def overlay(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, An
         if name == "task":
             value, below = _task(value), _task(below)
             _check_same_task(below, value)
-        if isinstance(value, Mapping):
-            fields = {field: inner for field, inner in value.items() if inner is not None}
-            # What is no mapping is left as it is, for the validation to refuse.
-            result[name] = {**(below or {}), **fields} if isinstance(below or {}, Mapping) else below
-        elif value is not None:
+        if not isinstance(value, Mapping):
             result[name] = value
+        else:  # What is no mapping is left as it is, for the validation to refuse.
+            result[name] = {**(below or {}), **value} if isinstance(below or {}, Mapping) else below
     return result
 
 

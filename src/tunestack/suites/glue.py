@@ -142,6 +142,7 @@ class Glue(Suite):
     name = "glue"
     title = "GLUE"
     summary = "nine tasks of one sentence or two, in English"
+    training: ClassVar[Mapping[str, Any]] = {"class_weights": None}
     members: ClassVar[Mapping[str, Member]] = {task.key: task for task in TASKS}
 
     def data(self, wanted: Sequence[Member], source: str | None, problems: Problems) -> dict[str, Any]:
