@@ -17,11 +17,12 @@ import runs
 import tiny
 import tunestack
 from task_samples import SAMPLES, SUMS_SETTINGS, sums
-from tunestack.config import DataConfig
+from tunestack.config import DataConfig, TaskConfig
 from tunestack.errors import Problem, UserError
 from tunestack.methods.sites import Span
 from tunestack.stack.stack import Stack, Workload
 from tunestack.tasks.instruction import Instruction, InstructionOptions
+from tunestack.tasks.registry import make_task
 from tunestack.tasks.responses import NO_TARGET, as_numbers, as_texts, fill
 
 TIED = SAMPLES["instruction"].fields
@@ -286,6 +287,14 @@ def test_incomplete_records_can_be_left_out_of_what_is_learnt(tmp_path: Path) ->
         )
     )
     assert "1 of 7 rows: 5" in problem.found
+
+
+def test_a_penalty_of_beams_needs_beams() -> None:
+    settings = {"length_penalty": 0.5}
+    (problem,) = refused(lambda: make_task(TaskConfig(name="instruction", options=settings), ()))
+    assert problem.where == "task instruction.length_penalty"
+    assert "there are no beams to rank" in problem.expected
+    assert InstructionOptions(length_penalty=0.5, num_beams=2).length_penalty == 0.5
 
 
 def test_settings_that_mean_nothing_here_are_refused(tmp_path: Path) -> None:

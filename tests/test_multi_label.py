@@ -114,6 +114,8 @@ def test_what_no_label_can_be_is_told_by_row(tmp_path: Path) -> None:
     assert "a column 'k'" in told
     told = problems(load, flags, None, ("a", "b"))
     assert "None and the like in 2 of 4 rows: 2, 3 " in told
+    told = problems(load, flags, None, ("a", "b"), label="labels")
+    assert "data.label: expected none: label_columns name the labels, found 'labels'" in told
 
 
 def test_lines_that_are_left_out_are_told(tmp_path: Path) -> None:

@@ -208,6 +208,12 @@ def test_other_names_of_columns(tmp_path: Path) -> None:
     told = problems_of(path)
     assert "question, context and answers" in told
     assert "found columns q, passage, gold, at" in told
+    assert "a column 'number'" in problems_of(path, columns={**ours, "id": "number"})
+    told = problems_of(write(tmp_path, articles(), "squad.json"), columns={"question": "nope"}, label="gold")
+    assert "data.columns: expected none: in SQuAD's own layout" in told
+    assert "found question: nope, answers: gold. Leave" in told
+    mixed = load(write(tmp_path, articles(), "squad.json"), columns=ours, validation=str(path))
+    assert (len(mixed.train), len(mixed.validation)) == (8, 8)
     assert "'anwser'" in problems_of(path, columns={**ours, "anwser": "x"})
     assert "answers are texts" in problems_of(path, columns=ours, positive_label="x")
 

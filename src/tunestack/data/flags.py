@@ -45,6 +45,9 @@ def load_flags(config: DataConfig, separator: str | None, columns: Sequence[str]
     """
     problems = Problems()
     refuse_settings(config, ["columns"], NAMED, _CHOOSE, problems)
+    if columns:
+        fix = "Leave it out, or the task's label_columns."
+        refuse_settings(config, ["label"], "none: label_columns name the labels", fix, problems)
     labels = list(columns) or [config.label]
     tables, warnings = read_all(config, problems, lambda table: has_labels(table, labels))
     texts = {"text": config.text, **({"text_pair": config.text_pair} if config.text_pair else {})}
@@ -54,9 +57,8 @@ def load_flags(config: DataConfig, separator: str | None, columns: Sequence[str]
             if column in table.frame:
                 check_text_column(table.frame[column], f"{table.where}, column {column!r}", problems)
     problems.raise_if_any()
-    if config.positive_label is not None:
-        fix = "Leave it out: every label counts alike."
-        problems.add("data.positive_label", expected="none", found=repr(config.positive_label), fix=fix)
+    fix = "Leave it out: every label counts alike."
+    refuse_settings(config, ["positive_label"], "none", fix, problems)
     if columns:
         flags, names = _from_columns(tables, columns, config.labels, problems)
     else:

@@ -83,6 +83,11 @@ def load_questions(config: DataConfig, inputs: Mapping[str, str], skip_misplaced
     problems = Problems()
     columns = _columns(config, inputs, problems)
     tables, warnings = read_all(config, problems, lambda table: _has_answers(table, columns), "answers")
+    named = [f"{name}: {column}" for name, column in columns.items() if column not in (None, name)]
+    if tables and named and all("paragraphs" in table.frame for table in tables.values()):
+        expected = "none: in SQuAD's own layout all have their names"
+        fix = "Leave data.columns, data.text, data.text_pair and data.label out."
+        problems.add("data.columns", expected=expected, found=", ".join(named), fix=fix)
     read: dict[str, list[Question]] = {}
     for split, table in tables.items():
         with problems.collecting():
@@ -225,7 +230,9 @@ def _questions(table: Table, columns: Mapping[str, str | None]) -> Iterator[Ques
         raise UserError(Problem(table.where, _LAYOUTS, found, _HOW))
     problems = Problems()
     nested = bool(frame[answers].map(lambda value: isinstance(value, dict | list)).any())
-    wanted = [*names, *([] if nested else [str(columns["answer_start"])])]
+    needed = () if nested else ("answer_start",)
+    renamed = (name for name in ("id", "answer_start", "is_impossible") if columns[name] != name)
+    wanted = [*names, *(str(columns[name]) for name in dict.fromkeys((*needed, *renamed)))]
     check_columns(frame, wanted, table.where, problems, _HOW)
     problems.raise_if_any()
     return _of_rows(frame, columns, answers, nested)

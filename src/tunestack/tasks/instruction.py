@@ -98,6 +98,13 @@ class InstructionOptions(Settings):
     """How many validation records are kept, drawn by data.seed; default: all. A response to each of them is
     generated whenever a trial is evaluated."""
 
+    @field_validator("length_penalty")
+    @classmethod
+    def _ranks_beams(cls, value: float, info: Any) -> float:
+        if value != 1 and info.data.get("num_beams") == 1:
+            raise ValueError("1 where num_beams is 1: there are no beams to rank")
+        return value
+
     @field_validator("template", "template_with_input")
     @classmethod
     def _names(cls, template: str, info: Any) -> str:
