@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -132,6 +133,29 @@ def test_what_is_missing_is_told_before_anything_trains(files: Path, tmp_path: P
     assert "train, dev, dev_mismatched" in told["GLUE, MNLI"].expected
     assert "--tasks cola" in told["GLUE, MNLI"].fix
     assert not (tmp_path / "run").exists()
+
+
+def test_two_files_of_a_split_and_files_of_other_layouts_are_refused(files: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "RTE"
+    shutil.copytree(files / "glue" / "RTE", folder)
+    for name in ("train.csv", "validation.tsv"):
+        (folder / name).write_text("index,sentence1,sentence2,label\n1,a,b,entailment\n")
+    with pytest.raises(UserError) as caught:
+        data_of(tmp_path, "rte")
+    found = {problem.expected: problem.found for problem in caught.value.problems}
+    assert found == {
+        "one file for train": "RTE/train.csv, RTE/train.tsv",
+        "one file for validation": "RTE/dev.tsv, RTE/validation.tsv",
+    }
+    mrpc = tmp_path / "MRPC"
+    mrpc.mkdir()
+    (mrpc / "train.tsv").write_text((files / "glue" / "MRPC" / "train.tsv").read_text())
+    glue_files.hub_table("mrpc", "dev").to_parquet(mrpc / "validation.parquet")
+    with pytest.raises(UserError) as caught:
+        data_of(tmp_path, "mrpc")
+    (problem,) = caught.value.problems
+    assert (problem.where, problem.found) == ("GLUE, MRPC: data", "others in validation.parquet")
+    assert problem.expected == "the columns of train.tsv in all of its files"
 
 
 # ---------------------------------------------------------------- settings
