@@ -86,10 +86,7 @@ def load_text_data(config: DataConfig, kind: Kind = "classes") -> TextData:
         raise UserError(problem)
     splits = {name: _dataset(rows) for name, rows in labelled.rows.items()}
     ours = "validation" not in splits
-    if ours:
-        groups = labelled.text_columns if config.group_duplicates else None
-        parts = split_train_validation(splits["train"], config.train_size, config.seed, groups)
-        splits["train"], splits["validation"] = parts
+    splits = with_validation(splits, config, labelled.text_columns)
     if kind == "classes":
         _check_classes(splits, labelled.label_names, ours)
     return TextData(
@@ -253,6 +250,20 @@ def check_text_column(values: pd.Series[Any], where: str, problems: Problems) ->
         problems.add(where, expected="text", found=found, fix="Choose the column that holds the text.")
 
 
+def with_validation(
+    splits: Mapping[str, Dataset], config: DataConfig, texts: Sequence[str]
+) -> dict[str, Dataset]:
+    """The splits; where there is no validation among them, a part of train is it.
+
+    texts: the columns by which rows are the same, and then on one side where the settings say so.
+    """
+    if "validation" in splits:
+        return dict(splits)
+    groups = texts if config.group_duplicates else None
+    train, validation = split_train_validation(splits["train"], config.train_size, config.seed, groups)
+    return {**splits, "train": train, "validation": validation}
+
+
 def _dataset(rows: pd.DataFrame) -> Dataset:
     kinds = {"text": "string", "text_pair": "string", "label": str(rows["label"].dtype), "row": "int64"}
     features = Features({column: Value(kinds[column]) for column in rows.columns})
@@ -348,7 +359,7 @@ def _scale(train: Dataset) -> list[str]:
     ]
 
 
-def fingerprint(splits: Mapping[str, Dataset], names: Sequence[str]) -> str:
+def fingerprint(splits: Mapping[str, Dataset], names: Sequence[str] = ()) -> str:
     """sha256 over the label names and all that the splits hold, but for the rows' numbers."""
     digest = hashlib.sha256(json.dumps(list(names)).encode())
     for name, split in splits.items():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +11,9 @@ from datasets import Dataset
 
 from tunestack.config import DataConfig
 from tunestack.data.labels import is_missing
-from tunestack.data.load import TextData, read_all, refuse_settings
+from tunestack.data.load import TextData, fingerprint, read_all, refuse_settings, with_validation
 from tunestack.data.sources import Table, read_file
-from tunestack.data.split import shared_rows, split_train_validation, text_keys
+from tunestack.data.split import shared_rows, text_keys
 from tunestack.data.tables import check_columns, check_texts, listed
 from tunestack.errors import Problems
 from tunestack.files import slug
@@ -54,12 +52,8 @@ def load_records(config: DataConfig, tests: Mapping[str, str], skip_incomplete: 
     }
     problems.raise_if_any()
     splits = _datasets(rows)
-    if "validation" not in splits:
-        groups = [name for name in PROMPT if name in splits["train"].column_names]
-        parts = split_train_validation(
-            splits["train"], config.train_size, config.seed, groups if config.group_duplicates else None
-        )
-        splits["train"], splits["validation"] = parts
+    prompt = [name for name in PROMPT if name in splits["train"].column_names]
+    splits = with_validation(splits, config, prompt)
     return TextData(
         train=splits["train"],
         validation=splits["validation"],
@@ -67,7 +61,7 @@ def load_records(config: DataConfig, tests: Mapping[str, str], skip_incomplete: 
         label_names=(),
         warnings=(*warnings, *_overlaps(splits)),
         source=config.train,
-        fingerprint=_fingerprint(splits),
+        fingerprint=fingerprint(splits),
         tests={name: splits[name] for name in tests},
     )
 
@@ -174,12 +168,3 @@ def _overlaps(splits: Mapping[str, Dataset]) -> list[str]:
         for name, count in counts.items()
         if count
     ]
-
-
-def _fingerprint(splits: Mapping[str, Dataset]) -> str:
-    digest = hashlib.sha256()
-    for name, split in splits.items():
-        digest.update(json.dumps([name, split.column_names, split.num_rows]).encode())
-        for record in split:
-            digest.update(json.dumps(record).encode())
-    return digest.hexdigest()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,9 +12,9 @@ from datasets import Dataset, Features, List, Value
 
 from tunestack.config import DataConfig
 from tunestack.data.labels import is_missing
-from tunestack.data.load import TextData, read_all, refuse_settings
+from tunestack.data.load import TextData, fingerprint, read_all, refuse_settings, with_validation
 from tunestack.data.sources import Table
-from tunestack.data.split import shared_rows, split_train_validation
+from tunestack.data.split import shared_rows
 from tunestack.data.tables import check_columns, check_texts
 from tunestack.errors import Problem, Problems, UserError
 
@@ -94,10 +92,7 @@ def load_questions(config: DataConfig, inputs: Mapping[str, str], skip_misplaced
             read[split] = _checked(table, columns, skip_misplaced, warnings)
     problems.raise_if_any()
     splits = {split: _dataset(questions) for split, questions in read.items()}
-    if "validation" not in splits:
-        groups = "context" if config.group_duplicates else None
-        parts = split_train_validation(splits["train"], config.train_size, config.seed, groups)
-        splits["train"], splits["validation"] = parts
+    splits = with_validation(splits, config, ["context"])
     unanswerable = any(not question.texts for questions in read.values() for question in questions)
     return TextData(
         train=splits["train"],
@@ -106,7 +101,7 @@ def load_questions(config: DataConfig, inputs: Mapping[str, str], skip_misplaced
         label_names=ANSWERABLE if unanswerable else (),
         warnings=(*warnings, *_one_sided(splits, unanswerable), *_shared_contexts(splits)),
         source=config.train,
-        fingerprint=_fingerprint(splits),
+        fingerprint=fingerprint(splits),
     )
 
 
@@ -372,13 +367,3 @@ def _shared_contexts(splits: Mapping[str, Dataset]) -> list[str]:
                 f"{first}: scores on them reward memory."
             )
     return sentences
-
-
-def _fingerprint(splits: Mapping[str, Dataset]) -> str:
-    digest = hashlib.sha256()
-    columns = ("question", "context", "answer_texts", "answer_starts")
-    for name, split in splits.items():
-        digest.update(json.dumps([name, split.num_rows]).encode())
-        for row in zip(*(split[column][:] for column in columns)):
-            digest.update(json.dumps(row).encode())
-    return digest.hexdigest()
