@@ -302,6 +302,8 @@ def test_settings_that_mean_nothing_here_are_refused(tmp_path: Path) -> None:
     fields = {"text": "q", "label": "a", "columns": {"instructions": "q"}}
     problems = refused(lambda: load(tmp_path, train=train, **fields))
     assert {p.where for p in problems} == {"data.text", "data.label", "data.columns"}
+    (problem,) = refused(lambda: load(tmp_path, train=train, columns={"input": "inptu"}))
+    assert problem.expected == "a column 'inptu' for inputs in some file"
 
 
 def test_gold_answers_must_be_what_the_settings_say(tmp_path: Path) -> None:

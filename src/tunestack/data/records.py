@@ -41,6 +41,10 @@ def load_records(config: DataConfig, tests: Mapping[str, str], skip_incomplete: 
     for name, file in tests.items():
         with problems.collecting(f"data.tests.{name}"):
             tables[name] = read_file(Path(file).expanduser(), config, file)
+    named = columns["input"]
+    if tables and named != "input" and not any(named in table.frame for table in tables.values()):
+        expected = f"a column {named!r} for inputs in some file"
+        problems.add("data.columns", expected=expected, found="none of this name", fix=_HOW)
     needed = _needed(tables)
     if skip_incomplete:
         for name in tables.keys() & {"train", "validation"}:
