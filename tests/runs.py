@@ -9,13 +9,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from datasets import Dataset
 
 import tiny
+from tunestack.comparison.folder import RunFolder
+from tunestack.comparison.plan import Plan
 from tunestack.comparison.run import run_comparison
 from tunestack.config import CompareConfig
-from tunestack.results import Results
+from tunestack.data import TextData
+from tunestack.results import Results, SeedResult
 from tunestack.settings import to_yaml, validated
 from tunestack.stack.events import Event
+from tunestack.tasks.base import Given, Task
 
 ROWS = {"train": 40, "validation": 24, "test": 16}
 
@@ -89,3 +94,13 @@ def probabilities(run: Path, predictions: str) -> np.ndarray[Any, Any]:
 def read_json(path: Path) -> Any:
     """A JSON document."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def through_files(folder: Path, task: Task, columns: Mapping[str, list[Any]], given: Given) -> Given:
+    """Answers to a split, as a run folder keeps them and gives them back."""
+    split = Dataset.from_dict({**columns, "row": list(range(len(given)))})
+    data = TextData(split, split, None, task.label_names, (), "here", "none")
+    config = validated(CompareConfig, {"data": {"train": "here"}, "methods": ["majority"]})
+    run = RunFolder(folder, Plan(config, data, task, {}, []))
+    result = run.finish("candidate", SeedResult(seed=1), {"validation": given}, None)
+    return run.answers(result, "validation")

@@ -241,6 +241,11 @@ def test_packaged_names_are_checked_and_the_corpus_loads() -> None:
         ({"text": texts(6), "label": [0, 0, 0, 0, 0, 1]}, {}, "the validation split"),
         ({"text": texts(4), "label": [0, 1] * 2}, {"label": "text"}, "a column for each"),
         ({"text": texts(4), "label": [0, 1] * 2}, {"subset": "en"}, "data.subset"),
+        (
+            {"text": texts(4), "tweet": texts(4), "label": [0, 1] * 2},
+            {"columns": {"text": "tweet"}},
+            "data.columns: expected none: data.text, data.text_pair and data.label name what is read",
+        ),
         ({"text": ["same"] * 4, "label": [0, 1] * 2}, {}, "1 distinct texts"),
         ({"text": texts(4), "label": [0, 1] * 2}, {"train_size": 0.1}, "data.train_size"),
         (

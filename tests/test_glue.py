@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -134,6 +135,29 @@ def test_what_is_missing_is_told_before_anything_trains(files: Path, tmp_path: P
     assert not (tmp_path / "run").exists()
 
 
+def test_two_files_of_a_split_and_files_of_other_layouts_are_refused(files: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "RTE"
+    shutil.copytree(files / "glue" / "RTE", folder)
+    for name in ("train.csv", "validation.tsv"):
+        (folder / name).write_text("index,sentence1,sentence2,label\n1,a,b,entailment\n")
+    with pytest.raises(UserError) as caught:
+        data_of(tmp_path, "rte")
+    found = {problem.expected: problem.found for problem in caught.value.problems}
+    assert found == {
+        "one file for train": "RTE/train.csv, RTE/train.tsv",
+        "one file for validation": "RTE/dev.tsv, RTE/validation.tsv",
+    }
+    mrpc = tmp_path / "MRPC"
+    mrpc.mkdir()
+    (mrpc / "train.tsv").write_text((files / "glue" / "MRPC" / "train.tsv").read_text())
+    glue_files.hub_table("mrpc", "dev").to_parquet(mrpc / "validation.parquet")
+    with pytest.raises(UserError) as caught:
+        data_of(tmp_path, "mrpc")
+    (problem,) = caught.value.problems
+    assert (problem.where, problem.found) == ("GLUE, MRPC: data", "others in validation.parquet")
+    assert problem.expected == "the columns of train.tsv in all of its files"
+
+
 # ---------------------------------------------------------------- settings
 
 
@@ -187,6 +211,25 @@ def test_overrides_are_for_one_task(files: Path, tmp_path: Path) -> None:
     assert plan.plans["cola"].config.training.learning_rate == 1e-2
     assert plan.plans["mrpc"].data.label_names == ("no", "yes")
     assert [one.config.metric for one in plan.plans.values()] == ["mcc", "accuracy", "pearson", "accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("given", "own", "weights"),
+    [
+        ({}, {}, (None, None)),
+        ({"class_weights": "balanced"}, {}, ("balanced", "balanced")),
+        ({"class_weights": "balanced"}, {"class_weights": None}, (None, "balanced")),
+        ({}, {"class_weights": "balanced"}, ("balanced", None)),
+    ],
+)
+def test_classes_are_not_weighed_unless_somebody_says_so(
+    given: dict[str, Any], own: dict[str, Any], weights: tuple[Any, Any], files: Path, tmp_path: Path
+) -> None:
+    values = settings(files, tmp_path, tasks=["cola", "mrpc"], overrides={"cola": {"training": own}})
+    plan = plan_suite({**values, "training": given, "methods": ["tfidf"]})
+    assert tuple(plan.plans[key].config.training.class_weights for key in ("cola", "mrpc")) == weights
+    (tfidf,) = plan.plans["cola"].candidates
+    assert tfidf.hyperparameters["class_weight"] == weights[0]
 
 
 def test_a_folder_of_another_run_is_left_alone(files: Path, tmp_path: Path) -> None:

@@ -13,14 +13,16 @@ import pandas as pd
 import pytest
 import torch
 
+import runs
 import tiny
 import tunestack
 from task_samples import SAMPLES, SUMS_SETTINGS, sums
-from tunestack.config import DataConfig
+from tunestack.config import DataConfig, TaskConfig
 from tunestack.errors import Problem, UserError
 from tunestack.methods.sites import Span
 from tunestack.stack.stack import Stack, Workload
 from tunestack.tasks.instruction import Instruction, InstructionOptions
+from tunestack.tasks.registry import make_task
 from tunestack.tasks.responses import NO_TARGET, as_numbers, as_texts, fill
 
 TIED = SAMPLES["instruction"].fields
@@ -106,6 +108,11 @@ def test_a_response_must_have_places_in_the_model(kind: str, longest: int, tmp_p
     assert "1 of 1 rows: 3" in problem.found
     problems = refused(lambda: task.check_base(base, {"AddSub": fits}, 64, longest - 5))
     assert [one.where for one in problems] == [f"AddSub: {base.name}"]
+    learnt = {**fits, "output": ["x"], "answer": ["1"]}
+    task.check_base(base, {"train": learnt}, 64, longest - 5)  # nothing is generated after it
+    (problem,) = refused(lambda: task.check_base(base, {"validation": learnt}, 64, longest - 5))
+    assert problem.where == f"validation: {base.name}"
+    assert len(task.encode(base, {**learnt, "instruction": ["x" * 40]}, 64)) == 1
 
 
 def test_a_base_must_write(tmp_path: Path) -> None:
@@ -201,15 +208,13 @@ def test_answers_are_what_transformers_generates(beams: int, tmp_path: Path) -> 
 
 
 def test_texts_survive_as_numbers_and_in_files(tmp_path: Path) -> None:
-    texts = ["", "a,b\n\n\"c\" 'd'", "NA", " é€😀", "null", "1e5", "=1+1", "\u2028x"]
-    ended = [True, False] * 4
+    texts = ["", "a,b\n\n\"c\" 'd'", "NA", " é€😀", "null", "1e5", "=1+1", "\u2028x", "a\rb", "\r\n\r"]
+    ended = [True, False] * 5
     given = as_numbers(texts, ended)
     assert as_texts(given) == texts
     task = Instruction(options=OPTIONS)
-    path = tmp_path / "predictions.csv"
-    split = {"instruction": ["?"] * 8, "answer": ["1"] * 8}
-    pd.DataFrame({**task.truth(split), **task.told(split, given)}).to_csv(path, index=False)
-    again = task.read(pd.read_csv(path, dtype=str, keep_default_na=False))
+    split = {"instruction": ["?"] * 10, "answer": ["1", "a\rb"] * 5}
+    again = runs.through_files(tmp_path, task, split, given)
     np.testing.assert_array_equal(again, given)
 
 
@@ -304,11 +309,21 @@ def test_incomplete_records_can_be_left_out_of_what_is_learnt(tmp_path: Path) ->
     assert "1 of 7 rows: 5" in problem.found
 
 
+def test_a_penalty_of_beams_needs_beams() -> None:
+    settings = {"length_penalty": 0.5}
+    (problem,) = refused(lambda: make_task(TaskConfig(name="instruction", options=settings), ()))
+    assert problem.where == "task instruction.length_penalty"
+    assert "there are no beams to rank" in problem.expected
+    assert InstructionOptions(length_penalty=0.5, num_beams=2).length_penalty == 0.5
+
+
 def test_settings_that_mean_nothing_here_are_refused(tmp_path: Path) -> None:
     train = write(tmp_path / "train.json", [RECORD] * 5)
     fields = {"text": "q", "label": "a", "columns": {"instructions": "q"}}
     problems = refused(lambda: load(tmp_path, train=train, **fields))
     assert {p.where for p in problems} == {"data.text", "data.label", "data.columns"}
+    (problem,) = refused(lambda: load(tmp_path, train=train, columns={"input": "inptu"}))
+    assert problem.expected == "a column 'inptu' for inputs in some file"
 
 
 def test_gold_answers_must_be_what_the_settings_say(tmp_path: Path) -> None:
@@ -318,6 +333,10 @@ def test_gold_answers_must_be_what_the_settings_say(tmp_path: Path) -> None:
     (problem,) = refused(lambda: load(tmp_path, **fields))
     assert problem.where == "Odd answers"
     assert "'many', in 1 of 2 rows: 1" in problem.found
+    write(tmp_path / "odd.json", [RECORD, {**RECORD, "answer": "3/4"}, {**RECORD, "answer": 1e-05}])
+    (problem,) = refused(lambda: load(tmp_path, **fields))
+    assert "'3/4', in 1 of 3 rows: 1" in problem.found
+    write(tmp_path / "odd.json", [RECORD, {**RECORD, "answer": "many"}])
     assert load(tmp_path, **{**fields, "task": {}}).warnings[-1] == (
         "Kinds of answers, by the gold ones: validation number (5); Odd number (1), text (1)."
     )

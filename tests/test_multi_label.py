@@ -114,6 +114,17 @@ def test_what_no_label_can_be_is_told_by_row(tmp_path: Path) -> None:
     assert "a column 'k'" in told
     told = problems(load, flags, None, ("a", "b"))
     assert "None and the like in 2 of 4 rows: 2, 3 " in told
+    told = problems(load, flags, None, ("a", "b"), label="labels")
+    assert "data.label: expected none: label_columns name the labels, found 'labels'" in told
+
+
+def test_lines_that_are_left_out_are_told(tmp_path: Path) -> None:
+    path = write(tmp_path, ["a,b", "a", "b"] * 4, "train.csv")
+    path.write_text(path.read_text() + "broken\n")
+    assert "line 14" in problems(load, path)
+    data = load(path, skip_bad_rows=True)
+    assert len(found(data)) == 12
+    assert f"{path}: 1 malformed lines are left out, such as line 14." in data.warnings
 
 
 def test_another_separator_is_asked_for_and_not_guessed(tmp_path: Path) -> None:
@@ -141,6 +152,8 @@ def test_one_label_alone_and_a_positive_one_are_refused(tmp_path: Path) -> None:
     assert "at least two labels, found only 'a'" in told
     told = problems(load, write(tmp_path, LISTS), positive_label="a")
     assert "data.positive_label" in told
+    named = DataConfig(train=str(path), columns={"text": "tweet"})
+    assert "data.columns: expected none" in problems(load_flags, named, None, ())
 
 
 @given(st.integers(0, 2**32), st.integers(4, 30), st.integers(1, 6))

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import oracle
+import runs
 import tiny
 import tunestack
 from task_samples import QUESTIONS, write_questions
@@ -210,6 +211,26 @@ def test_the_threshold_is_decided_on_validation_and_saved(compared: Path) -> Non
     assert results.data.label_names == list(ANSWERABLE)
     answers = [len(texts) for texts in QUESTIONS["validation"]["answer_texts"]]
     assert results.data.label_counts["validation"] == [answers.count(1), answers.count(0)]
+
+
+def test_answers_survive_in_files_whatever_is_in_them(tmp_path: Path) -> None:
+    contexts = ["one\rtwo", 'a,b\n"c" d', " NA ", "x\r\n\ry"]
+    split = {
+        "question": ["q\r?"] * 4,
+        "context": contexts,
+        "id": ["1", "two\rlines", "3,4", "NA"],
+        "answer_texts": [[text] for text in contexts],
+        "answer_starts": [[0]] * 4,
+    }
+    whole = [[0.0, len(text), 1 / 3, -0.1] for text in contexts]
+    given = np.asarray([*whole[:3], [0.0, 0.0, -np.inf, 0.0]])
+    again = runs.through_files(tmp_path, QuestionAnswering(ANSWERABLE, OPTIONS), split, given)
+    np.testing.assert_array_equal(again, given)
+    (path,) = tmp_path.rglob("predictions-validation.csv")
+    frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    assert frame["prediction"].tolist() == [*contexts[:3], ""]
+    assert frame["answer"].tolist() == contexts
+    assert frame["id"].tolist() == split["id"]
 
 
 def test_predicting(compared: Path, command: Callable[..., Any], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,16 @@ def test_every_base_with_every_method(planned: tuple[str, Plan]) -> None:
     ]
     assert list(plan.data.tests) == list(SUITES[suite])
     assert plan.task.name == "instruction"
+
+
+def test_the_rate_rises_for_the_published_number_of_steps(planned: tuple[str, Plan]) -> None:
+    """100, of as many records as the recipe says that there are."""
+    suite, plan = planned
+    records = {"math": 9_919, "commonsense": 170_420}[suite]
+    rows = math.floor(plan.config.data.train_size * records)  # as `datasets` splits
+    for candidate in plan.candidates:
+        assert isinstance(candidate, MethodCandidate)
+        assert math.ceil(candidate.training.warmup_ratio * candidate.training.steps(rows)) == 100
 
 
 def test_lora_has_the_published_share_of_parameters(planned: tuple[str, Plan]) -> None:

@@ -248,6 +248,36 @@ def test_what_is_given_lies_on_top(tmp_path: Path) -> None:
     assert overlay({"data": "tweets.csv"}, {"data": {"text": "t"}}) == {"data": "tweets.csv"}
 
 
+SQUAD = {"name": "question-answering", "stride": 64}
+
+
+@pytest.mark.parametrize(
+    ("below", "given", "task"),
+    [
+        (SQUAD, "question-answering", SQUAD),
+        (SQUAD, {"n_best": 3}, {**SQUAD, "n_best": 3}),
+        (SQUAD, None, SQUAD),
+        ("regression", "classification", {"name": "classification"}),
+        ("instruction", {"num_beams": 4}, {"name": "instruction", "num_beams": 4}),
+        ({"name": "regression", "options": {}}, "classification", {"name": "classification", "options": {}}),
+        ({"threshold": 0.3}, "multi-label", {"name": "multi-label", "threshold": 0.3}),
+        (None, "regression", {"name": "regression"}),
+    ],
+)
+def test_a_task_by_its_name_keeps_the_settings_below(below: Any, given: Any, task: dict[str, Any]) -> None:
+    assert overlay({"task": below}, {"task": given}) == {"task": task}
+
+
+@pytest.mark.parametrize("below", [SQUAD, {"name": "question-answering", "options": {"stride": 64}}])
+@pytest.mark.parametrize("given", ["regression", {"name": "regression"}])
+def test_another_task_than_that_of_the_settings_is_refused(below: Any, given: Any) -> None:
+    with pytest.raises(UserError) as caught:
+        overlay({"task": below}, {"task": given})
+    (problem,) = caught.value.problems
+    assert (problem.where, problem.found) == ("task", "'regression'")
+    assert problem.expected.startswith("question-answering, of which there are settings")
+
+
 # The way there and back
 
 text = st.text(st.characters(exclude_categories=("C", "Zl", "Zp")) | st.sampled_from("\n\t"), max_size=12)

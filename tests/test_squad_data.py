@@ -129,6 +129,11 @@ def test_all_layouts_give_the_same_questions(tmp_path: Path, unanswerable: bool)
         for row in rows
     ]
     assert everything(load(write(tmp_path, listed, "listed.jsonl"))) == found
+    if not unanswerable:
+        single = [
+            {**row, "answers": {name: values[0] for name, values in row["answers"].items()}} for row in rows
+        ]
+        assert everything(load(write(tmp_path, single, "single.jsonl"))) == found
 
 
 def test_the_form_of_the_hub(tmp_path: Path) -> None:
@@ -169,6 +174,28 @@ def test_a_plain_table(tmp_path: Path, name: str) -> None:
     assert [{**row, "id": ""} for row in found] == [{**row, "id": ""} for row in expected]
 
 
+def test_lines_that_are_left_out_are_told(tmp_path: Path) -> None:
+    path = write(tmp_path, plain_table(), "data.csv")
+    path.write_text(path.read_text() + "broken\n")
+    data = load(path, skip_bad_rows=True)
+    assert len(everything(data)) == len(ASKED)
+    assert f"{path}: 1 malformed lines are left out, such as line 10." in data.warnings
+
+
+def test_places_beside_gaps_are_whole_numbers_as_pandas_writes_them(tmp_path: Path) -> None:
+    frame = pd.DataFrame(plain_table(True))
+    frame["answer_start"] = pd.to_numeric(frame["answer_start"])
+    frame.to_csv(path := tmp_path / "data.csv", index=False)
+    assert ",24.0," in path.read_text()
+    expected = everything(load(write(tmp_path, articles(True))))
+    assert [row["answer_starts"] for row in everything(load(path))] == [
+        row["answer_starts"] for row in expected
+    ]
+    frame.loc[0, "answer_start"] = 15.5
+    frame.to_csv(path, index=False)
+    assert "question 0, '15.5'" in problems_of(path)
+
+
 def test_other_names_of_columns(tmp_path: Path) -> None:
     rows = pd.DataFrame(plain_table()).drop(columns="is_impossible")
     ours = {"question": "q", "context": "passage", "answers": "gold", "answer_start": "at"}
@@ -181,6 +208,12 @@ def test_other_names_of_columns(tmp_path: Path) -> None:
     told = problems_of(path)
     assert "question, context and answers" in told
     assert "found columns q, passage, gold, at" in told
+    assert "a column 'number'" in problems_of(path, columns={**ours, "id": "number"})
+    told = problems_of(write(tmp_path, articles(), "squad.json"), columns={"question": "nope"}, label="gold")
+    assert "data.columns: expected none: in SQuAD's own layout" in told
+    assert "found question: nope, answers: gold. Leave" in told
+    mixed = load(write(tmp_path, articles(), "squad.json"), columns=ours, validation=str(path))
+    assert (len(mixed.train), len(mixed.validation)) == (8, 8)
     assert "'anwser'" in problems_of(path, columns={**ours, "anwser": "x"})
     assert "answers are texts" in problems_of(path, columns=ours, positive_label="x")
 
@@ -243,6 +276,20 @@ def test_records_that_cannot_work_are_named(tmp_path: Path) -> None:
     assert "question 3 (id-2), as 2" in told
 
 
+def test_every_question_has_an_id_or_none_has(tmp_path: Path) -> None:
+    """A row's number could be the id of another row."""
+    rows: list[dict[str, Any]] = flattened()
+    del rows[2]["id"]
+    rows[5]["id"] = None
+    rows[7]["id"] = "2"
+    told = problems_of(write(tmp_path, rows, "data.jsonl"))
+    assert "an id of every question, or of none, found 2 questions that differ: question 2; " in told
+    for row in rows:
+        row["id"] = None
+    ids = [row["id"] for row in everything(load(write(tmp_path, rows, "data.jsonl")))]
+    assert ids == [str(number) for number in range(8)]
+
+
 def test_contradictions_and_places_that_are_none(tmp_path: Path) -> None:
     content = articles(True)
     asked = content["data"][0]["paragraphs"][0]["qas"]
@@ -253,8 +300,17 @@ def test_contradictions_and_places_that_are_none(tmp_path: Path) -> None:
     told = problems_of(write(tmp_path, content))
     assert "no answer where is_impossible is true, found 1 questions that differ: question 0" in told
     assert "answer_start as a number of characters from 0, found 1 questions that differ: question 1" in told
+    assert "(id-1), 'near the end'" in told
     assert "an answer to every question, found 1 questions that differ: question 2" in told
     assert "answers with text, found 1 questions that differ: question 6" in told
+
+
+def test_an_answer_without_a_place_among_others_is_no_unanswerable_question(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = flattened()
+    rows[2]["answers"] = "Warsaw"
+    rows[4]["answers"] = {"text": "the angle", "answer_start": [1, 2]}
+    told = problems_of(write(tmp_path, rows, "data.jsonl"))
+    assert "a place for every answer's text, found 2 questions that differ: question 2" in told
 
 
 def test_a_missing_answer_in_a_table_is_no_unanswerable_question(tmp_path: Path) -> None:

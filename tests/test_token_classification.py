@@ -326,6 +326,14 @@ def test_conll_files_lists_and_text_mean_the_same(tmp_path: Path) -> None:
     assert "Name them in id order" in problems(path, columns=columns)
 
 
+def test_lines_that_are_left_out_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "train.csv"
+    path.write_text("tokens,tags\nAnna runs,B-PER O\nshort\nBen sleeps,B-PER O\nDogs bark,O O\n")
+    data = load(path, skip_bad_rows=True)
+    assert sorted(sentences_of(data)) == [0, 1, 2]
+    assert f"{path}: 1 malformed lines are left out, such as line 3." in data.warnings
+
+
 def test_lines_of_other_lengths_are_told_by_number(tmp_path: Path) -> None:
     path = tmp_path / "train.conll"
     path.write_text("a O\nb O\n\nc\nd X O\n")

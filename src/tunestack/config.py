@@ -45,8 +45,8 @@ class DataConfig(Settings):
     header: list[str] | None = None
     """The columns of CSV and TSV files whose first line is data already."""
     skip_bad_rows: bool = False
-    """Leave out lines with too many or too few fields, and rows without a text or a label, where they are
-    refused otherwise; the report says how many."""
+    """Leave out lines with too many or too few fields and, of texts with one label or number, rows that lack
+    either, where they are refused otherwise; the report says how many."""
     text: str = "text"
     """The column with the text."""
     text_pair: str | None = None
@@ -56,7 +56,8 @@ class DataConfig(Settings):
     labels: dict[Label, Label] | list[Label] | None = None
     """Label names in id order, or a mapping from the values in the file to names."""
     columns: dict[str, str] = {}
-    """Other columns that the task reads, by its own names for them: {question: q}."""
+    """Other columns that the task reads, by its own names for them: {question: q}. Of texts with labels there
+    are none: `text`, `text_pair` and `label` name all."""
     positive_label: Label | None = None
     """With two classes: which one precision, recall and F1 are about. Default: the second."""
     train_size: float = Field(default=0.8, gt=0, lt=1)

@@ -146,17 +146,58 @@ def to_yaml(values: Mapping[str, Any]) -> str:
 
 
 def overlay(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with what was given on top: None gives nothing, a mapping's fields each for themselves."""
+    """Settings with what was given on top, where None gives nothing. Raises UserError as `merged` does."""
+    return merged(
+        values,
+        {
+            name: _without_none(value) if isinstance(value, Mapping) else value
+            for name, value in _without_none(given).items()
+        },
+    )
+
+
+def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def merged(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with others on top, the fields of a mapping each for themselves.
+
+    Raises UserError for another task than that whose own settings are there.
+    """
     result = dict(values)
     for name, value in given.items():
-        if isinstance(value, Mapping):
-            fields = {field: inner for field, inner in value.items() if inner is not None}
-            below = result.get(name) or {}
-            # What is no mapping is left as it is, for the validation to refuse.
-            result[name] = {**below, **fields} if isinstance(below, Mapping) else below
-        elif value is not None:
+        below = result.get(name)
+        if name == "task":
+            value, below = _task(value), _task(below)
+            _check_same_task(below, value)
+        if not isinstance(value, Mapping):
             result[name] = value
+        else:  # What is no mapping is left as it is, for the validation to refuse.
+            result[name] = {**(below or {}), **value} if isinstance(below or {}, Mapping) else below
     return result
+
+
+def _task(value: Any) -> Any:
+    """A task as a mapping; a bare name means the task with that name."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _check_same_task(below: Any, given: Any) -> None:
+    """Raise UserError where a task is put in the place of another one that has settings of its own."""
+    if not (isinstance(below, Mapping) and isinstance(given, Mapping)):
+        return
+    there, wanted = below.get("name"), given.get("name")
+    own = [field for field, value in below.items() if field != "name" and value]
+    if own and None not in (there, wanted) and there != wanted:
+        raise UserError(
+            Problem(
+                "task",
+                f"{there}, of which there are settings: {', '.join(own)}",
+                repr(wanted),
+                "Leave this name out, or take those settings out of the configuration.",
+            )
+        )
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -120,7 +121,8 @@ class RunFolder:
             path, data = folder / f"predictions-{slug(split)}.csv", self.plan.data.splits()[split]
             columns = {"row": data["row"], **task.truth(data), **task.told(data, given)}
             with replacing(path) as temporary:
-                pd.DataFrame(columns).to_csv(temporary, index=False)
+                # Quoted, as a carriage return in a text would end its row.
+                pd.DataFrame(columns).to_csv(temporary, index=False, quoting=csv.QUOTE_NONNUMERIC)
             scores[split] = SplitScores(
                 metrics=task.scores(data, given),
                 confusion=task.confusion(data, given),

@@ -13,13 +13,15 @@ from tunestack.arrays import IntArray
 from tunestack.config import DataConfig
 from tunestack.data.labels import check_known_lists, is_missing, label_key, names_of_values
 from tunestack.data.load import (
+    NAMED,
     TextData,
     check_text_column,
     contradictions,
-    drop_unlabelled_test,
     fingerprint,
+    has_labels,
     overlaps,
     read_all,
+    refuse_settings,
     unused_columns,
 )
 from tunestack.data.sources import Table
@@ -42,9 +44,12 @@ def load_flags(config: DataConfig, separator: str | None, columns: Sequence[str]
     The datasets have `text`, perhaps `text_pair`, `label` (0 or 1 a label, in id order) and `row`.
     """
     problems = Problems()
-    tables = read_all(config, problems)
+    refuse_settings(config, ["columns"], NAMED, _CHOOSE, problems)
+    if columns:
+        fix = "Leave it out, or the task's label_columns."
+        refuse_settings(config, ["label"], "none: label_columns name the labels", fix, problems)
     labels = list(columns) or [config.label]
-    warnings = drop_unlabelled_test(tables, config, labels)
+    tables, warnings = read_all(config, problems, lambda table: has_labels(table, labels))
     texts = {"text": config.text, **({"text_pair": config.text_pair} if config.text_pair else {})}
     for table in tables.values():
         check_columns(table.frame, dict.fromkeys([*texts.values(), *labels]), table.where, problems, _CHOOSE)
@@ -52,9 +57,8 @@ def load_flags(config: DataConfig, separator: str | None, columns: Sequence[str]
             if column in table.frame:
                 check_text_column(table.frame[column], f"{table.where}, column {column!r}", problems)
     problems.raise_if_any()
-    if config.positive_label is not None:
-        fix = "Leave it out: every label counts alike."
-        problems.add("data.positive_label", expected="none", found=repr(config.positive_label), fix=fix)
+    fix = "Leave it out: every label counts alike."
+    refuse_settings(config, ["positive_label"], "none", fix, problems)
     if columns:
         flags, names = _from_columns(tables, columns, config.labels, problems)
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +30,8 @@ Kind = Literal["classes", "numbers"]
 """What the label column holds."""
 
 _CHOOSE = "Choose with --text, --text-pair and --label (elsewhere data.text, data.text_pair, data.label)."
+NAMED = "none: data.text, data.text_pair and data.label name what is read"
+"""Of `data.columns`, for tasks that read texts with labels."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,7 @@ def load_text_data(config: DataConfig, kind: Kind = "classes") -> TextData:
         raise UserError(problem)
     splits = {name: _dataset(rows) for name, rows in labelled.rows.items()}
     ours = "validation" not in splits
-    if ours:
-        groups = labelled.text_columns if config.group_duplicates else None
-        parts = split_train_validation(splits["train"], config.train_size, config.seed, groups)
-        splits["train"], splits["validation"] = parts
+    splits = with_validation(splits, config, labelled.text_columns)
     if kind == "classes":
         _check_classes(splits, labelled.label_names, ours)
     return TextData(
@@ -107,8 +106,8 @@ def read_labelled(config: DataConfig, kind: Kind = "classes", *, leave_out_missi
     leave_out_missing: rows without a text or a label are no problem; they are left out, with a warning.
     """
     problems = Problems()
-    tables = read_all(config, problems)
-    warnings = [*drop_unlabelled_test(tables, config, [config.label]), *_skipped(tables)]
+    refuse_settings(config, ["columns"], NAMED, _CHOOSE, problems)
+    tables, warnings = read_all(config, problems, lambda table: has_labels(table, [config.label]))
     text_columns = {"text": config.text, **({"text_pair": config.text_pair} if config.text_pair else {})}
     complete = {name: table.frame for name, table in tables.items()}
     if leave_out_missing or config.skip_bad_rows:
@@ -125,7 +124,8 @@ def read_labelled(config: DataConfig, kind: Kind = "classes", *, leave_out_missi
     }
     names: tuple[str, ...] = ()
     if kind == "numbers":
-        _check_no_names(config, problems)
+        fix = "Leave it out; or choose the task classification."
+        refuse_settings(config, ("labels", "positive_label"), "none: labels are numbers", fix, problems)
         encoded = encode_numbers(labels, problems)
     else:
         declared = tables["train"].classes.get(config.label) if "train" in tables else None
@@ -139,13 +139,13 @@ def read_labelled(config: DataConfig, kind: Kind = "classes", *, leave_out_missi
     return Labelled(tables, rows, names, tuple(warnings))
 
 
-def _check_no_names(config: DataConfig, problems: Problems) -> None:
-    """Note settings about classes, where labels are numbers."""
-    for name in ("labels", "positive_label"):
-        if getattr(config, name) is not None:
-            found = repr(getattr(config, name))
-            fix = "Leave it out; or choose the task classification."
-            problems.add(f"data.{name}", expected="none: labels are numbers", found=found, fix=fix)
+def refuse_settings(
+    config: DataConfig, names: Iterable[str], expected: str, fix: str, problems: Problems
+) -> None:
+    """Note settings of the data that mean nothing to a task, and so would be ignored."""
+    for name in names:
+        if (value := getattr(config, name)) != DataConfig.model_fields[name].default:
+            problems.add(f"data.{name}", expected=expected, found=repr(value), fix=fix)
 
 
 def too_many_classes(labelled: Labelled, label: str) -> Problem | None:
@@ -204,42 +204,37 @@ def _check_tables(
                 check_text_column(complete[name][column], f"{table.where}, column {column!r}", problems)
 
 
-def read_all(config: DataConfig, problems: Problems) -> dict[str, Table]:
-    """Every given split that can be read, train first."""
+def read_all(
+    config: DataConfig, problems: Problems, judged: Callable[[Table], bool], gold: str = "labels"
+) -> tuple[dict[str, Table], list[str]]:
+    """Every given split that can be read, train first; and sentences on what is left out of them.
+
+    judged: whether a split has what answers are compared with, which `gold` names. A test split that came
+    along without is left out; one that was asked for must have it.
+    """
     tables: dict[str, Table] = {}
-    try:
+    with problems.collecting():
         tables = read_source(config)
-    except UserError as error:
-        problems.extend(error)
     for name, file in (("validation", config.validation), ("test", config.test)):
         if file is not None:
-            try:
+            with problems.collecting():
                 tables[name] = read_file(Path(file).expanduser(), config, file)
-            except UserError as error:
-                problems.extend(error)
-    return {name: tables[name] for name in SPLIT_NAMES if name in tables}
-
-
-def _skipped(tables: dict[str, Table]) -> list[str]:
-    """Sentences on malformed lines that are left out."""
-    return [
+    left_out = [
         f"{table.where}: {len(table.skipped):,} malformed lines are left out, such as line "
         f"{table.skipped[0].where.rpartition(' line ')[2]}."
         for table in tables.values()
         if table.skipped
     ]
+    with problems.collecting():
+        if "test" in tables and config.test is None and not judged(tables["test"]):
+            left_out.append(f"{tables.pop('test').where} has no {gold} and is not used.")
+    return {name: tables[name] for name in SPLIT_NAMES if name in tables}, left_out
 
 
-def drop_unlabelled_test(tables: dict[str, Table], config: DataConfig, labels: Sequence[str]) -> list[str]:
-    """Leave out a test split that came along without labels; one that was asked for must have them."""
-    if "test" not in tables or config.test is not None:
-        return []
-    table = tables["test"]
-    there = [label for label in labels if label in table.frame]
-    if any(not table.frame[label].map(_is_no_label).all() for label in there):
-        return []
-    del tables["test"]
-    return [f"{table.where} has no labels and is not used."]
+def has_labels(table: Table, columns: Iterable[str]) -> bool:
+    """Whether any of these columns is there and holds a label."""
+    there = [column for column in columns if column in table.frame]
+    return any(not table.frame[column].map(_is_no_label).all() for column in there)
 
 
 def _is_no_label(value: object) -> bool:
@@ -253,6 +248,20 @@ def check_text_column(values: pd.Series[Any], where: str, problems: Problems) ->
     if len(texts) and pd.to_numeric(texts, errors="coerce").notna().all():
         found = f"numbers only, such as {texts.iloc[0]}"
         problems.add(where, expected="text", found=found, fix="Choose the column that holds the text.")
+
+
+def with_validation(
+    splits: Mapping[str, Dataset], config: DataConfig, texts: Sequence[str]
+) -> dict[str, Dataset]:
+    """The splits; where there is no validation among them, a part of train is it.
+
+    texts: the columns by which rows are the same, and then on one side where the settings say so.
+    """
+    if "validation" in splits:
+        return dict(splits)
+    groups = texts if config.group_duplicates else None
+    train, validation = split_train_validation(splits["train"], config.train_size, config.seed, groups)
+    return {**splits, "train": train, "validation": validation}
 
 
 def _dataset(rows: pd.DataFrame) -> Dataset:
@@ -350,7 +359,7 @@ def _scale(train: Dataset) -> list[str]:
     ]
 
 
-def fingerprint(splits: Mapping[str, Dataset], names: Sequence[str]) -> str:
+def fingerprint(splits: Mapping[str, Dataset], names: Sequence[str] = ()) -> str:
     """sha256 over the label names and all that the splits hold, but for the rows' numbers."""
     digest = hashlib.sha256(json.dumps(list(names)).encode())
     for name, split in splits.items():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +11,9 @@ from datasets import Dataset
 
 from tunestack.config import DataConfig
 from tunestack.data.labels import is_missing
-from tunestack.data.load import TextData, read_all
+from tunestack.data.load import TextData, fingerprint, read_all, refuse_settings, with_validation
 from tunestack.data.sources import Table, read_file
-from tunestack.data.split import shared_rows, split_train_validation, text_keys
+from tunestack.data.split import shared_rows, text_keys
 from tunestack.data.tables import check_columns, check_texts, listed
 from tunestack.errors import Problems
 from tunestack.files import slug
@@ -37,12 +35,16 @@ def load_records(config: DataConfig, tests: Mapping[str, str], skip_incomplete: 
     """
     problems = Problems()
     columns = _columns(config, problems)
-    tables = read_all(config, problems)
+    answer = columns["answer"]
+    tables, warnings = read_all(config, problems, lambda table: _has_answers(table, answer), "answers")
     _check_names(tests, problems)
     for name, file in tests.items():
         with problems.collecting(f"data.tests.{name}"):
             tables[name] = read_file(Path(file).expanduser(), config, file)
-    warnings = _drop_unjudged(tables, columns, config)
+    named = columns["input"]
+    if tables and named != "input" and not any(named in table.frame for table in tables.values()):
+        expected = f"a column {named!r} for inputs in some file"
+        problems.add("data.columns", expected=expected, found="none of this name", fix=_HOW)
     needed = _needed(tables)
     if skip_incomplete:
         for name in tables.keys() & {"train", "validation"}:
@@ -54,12 +56,8 @@ def load_records(config: DataConfig, tests: Mapping[str, str], skip_incomplete: 
     }
     problems.raise_if_any()
     splits = _datasets(rows)
-    if "validation" not in splits:
-        groups = [name for name in PROMPT if name in splits["train"].column_names]
-        parts = split_train_validation(
-            splits["train"], config.train_size, config.seed, groups if config.group_duplicates else None
-        )
-        splits["train"], splits["validation"] = parts
+    prompt = [name for name in PROMPT if name in splits["train"].column_names]
+    splits = with_validation(splits, config, prompt)
     return TextData(
         train=splits["train"],
         validation=splits["validation"],
@@ -67,7 +65,7 @@ def load_records(config: DataConfig, tests: Mapping[str, str], skip_incomplete: 
         label_names=(),
         warnings=(*warnings, *_overlaps(splits)),
         source=config.train,
-        fingerprint=_fingerprint(splits),
+        fingerprint=fingerprint(splits),
         tests={name: splits[name] for name in tests},
     )
 
@@ -77,10 +75,8 @@ def _columns(config: DataConfig, problems: Problems) -> dict[str, str]:
     for name in config.columns.keys() - set(FIELDS):
         expected = f"one of {', '.join(FIELDS)}"
         problems.add("data.columns", expected=expected, found=repr(name), fix=_HOW)
-    for name in ("text", "text_pair", "label", "labels", "positive_label", "skip_bad_rows"):
-        if getattr(config, name) != DataConfig.model_fields[name].default:
-            found = str(getattr(config, name))
-            problems.add(f"data.{name}", expected="none: this task reads records", found=found, fix=_HOW)
+    others = ("text", "text_pair", "label", "labels", "positive_label", "skip_bad_rows")
+    refuse_settings(config, others, "none: this task reads records", _HOW, problems)
     return {name: config.columns.get(name, name) for name in FIELDS}
 
 
@@ -94,15 +90,8 @@ def _check_names(tests: Mapping[str, str], problems: Problems) -> None:
         taken.add(file)
 
 
-def _drop_unjudged(tables: dict[str, Table], columns: Mapping[str, str], config: DataConfig) -> list[str]:
-    """Leave out a test split that came along without answers; one that was asked for must have them."""
-    if "test" not in tables or config.test is not None:
-        return []
-    table, answer = tables["test"], columns["answer"]
-    if answer in table.frame and not table.frame[answer].map(is_missing).all():
-        return []
-    del tables["test"]
-    return [f"{table.where} has no answers and is not used."]
+def _has_answers(table: Table, column: str) -> bool:
+    return column in table.frame and not table.frame[column].map(is_missing).all()
 
 
 def _complete(table: Table, columns: Sequence[str], warnings: list[str]) -> Table:
@@ -183,12 +172,3 @@ def _overlaps(splits: Mapping[str, Dataset]) -> list[str]:
         for name, count in counts.items()
         if count
     ]
-
-
-def _fingerprint(splits: Mapping[str, Dataset]) -> str:
-    digest = hashlib.sha256()
-    for name, split in splits.items():
-        digest.update(json.dumps([name, split.column_names, split.num_rows]).encode())
-        for record in split:
-            digest.update(json.dumps(record).encode())
-    return digest.hexdigest()

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 from datasets import Dataset, Features, List, Value
 
 from tunestack.config import DataConfig
-from tunestack.data.load import TextData, read_all
+from tunestack.data.labels import is_missing
+from tunestack.data.load import TextData, fingerprint, read_all, refuse_settings, with_validation
 from tunestack.data.sources import Table
-from tunestack.data.split import shared_rows, split_train_validation
+from tunestack.data.split import shared_rows
 from tunestack.data.tables import check_columns, check_texts
 from tunestack.errors import Problem, Problems, UserError
 
@@ -45,7 +45,7 @@ class Question:
     """One record. impossible: what the data says of it, None where it says nothing."""
 
     row: int
-    id: str
+    id: str | None
     question: Any
     context: Any
     texts: tuple[Any, ...]
@@ -78,22 +78,21 @@ def load_questions(config: DataConfig, inputs: Mapping[str, str], skip_misplaced
     stand in the context where the data says are left out; else they are a problem. Raises UserError with all
     problems.
     """
-    problems, warnings = Problems(), list[str]()
+    problems = Problems()
     columns = _columns(config, inputs, problems)
-    tables = read_all(config, problems)
+    tables, warnings = read_all(config, problems, lambda table: _has_answers(table, columns), "answers")
+    named = [f"{name}: {column}" for name, column in columns.items() if column not in (None, name)]
+    if tables and named and all("paragraphs" in table.frame for table in tables.values()):
+        expected = "none: in SQuAD's own layout all have their names"
+        fix = "Leave data.columns, data.text, data.text_pair and data.label out."
+        problems.add("data.columns", expected=expected, found=", ".join(named), fix=fix)
     read: dict[str, list[Question]] = {}
     for split, table in tables.items():
         with problems.collecting():
-            if split == "test" and config.test is None and not _has_answers(table, columns):
-                warnings.append(f"{table.where} has no answers and is not used.")
-            else:
-                read[split] = _checked(table, columns, skip_misplaced, warnings)
+            read[split] = _checked(table, columns, skip_misplaced, warnings)
     problems.raise_if_any()
     splits = {split: _dataset(questions) for split, questions in read.items()}
-    if "validation" not in splits:
-        groups = "context" if config.group_duplicates else None
-        parts = split_train_validation(splits["train"], config.train_size, config.seed, groups)
-        splits["train"], splits["validation"] = parts
+    splits = with_validation(splits, config, ["context"])
     unanswerable = any(not question.texts for questions in read.values() for question in questions)
     return TextData(
         train=splits["train"],
@@ -102,7 +101,7 @@ def load_questions(config: DataConfig, inputs: Mapping[str, str], skip_misplaced
         label_names=ANSWERABLE if unanswerable else (),
         warnings=(*warnings, *_one_sided(splits, unanswerable), *_shared_contexts(splits)),
         source=config.train,
-        fingerprint=_fingerprint(splits),
+        fingerprint=fingerprint(splits),
     )
 
 
@@ -117,11 +116,8 @@ def _columns(config: DataConfig, inputs: Mapping[str, str], problems: Problems) 
     }
     if config.label != DataConfig.model_fields["label"].default:
         names["answers"] = config.label
-    for name in ("labels", "positive_label"):
-        if getattr(config, name) is not None:
-            problems.add(
-                f"data.{name}", expected="none: answers are texts", found="some", fix="Leave it out."
-            )
+    others = ("labels", "positive_label")
+    refuse_settings(config, others, "none: answers are texts", "Leave it out.", problems)
     for name in config.columns.keys() - names.keys():
         expected = f"one of {', '.join(names)}"
         problems.add("data.columns", expected=expected, found=repr(name), fix=_HOW)
@@ -132,8 +128,8 @@ def _checked(
     table: Table, columns: Mapping[str, str | None], skip_misplaced: bool, warnings: list[str]
 ) -> list[Question]:
     """The questions of one split. Raises UserError with all problems."""
-    questions = list(_questions(table, columns))
     where, problems = table.where, Problems()
+    questions = _with_ids(list(_questions(table, columns)), where, problems)
     if not questions:
         problems.add(where, expected="questions", found="none", fix="Give a file with questions in it.")
     index = [question.row for question in questions]
@@ -142,7 +138,9 @@ def _checked(
         check_texts(texts, f"{where}, {name}", problems)
     seen: dict[str, int] = {}
     repeated = [
-        f"{one.name}, as {seen[one.id]}" for one in questions if seen.setdefault(one.id, one.row) != one.row
+        f"{one.name}, as {seen[one.id]}"
+        for one in questions
+        if one.id is not None and seen.setdefault(one.id, one.row) != one.row
     ]
     _note(
         repeated, f"{where}, id", "an id of its own for every question", problems, "Remove the repetitions."
@@ -164,11 +162,21 @@ def _checked(
     return [question for question in questions if question.row not in misplaced]
 
 
+def _with_ids(questions: list[Question], where: str, problems: Problems) -> list[Question]:
+    """With the rows' numbers where no question has an id; they could be the ids of others where some have."""
+    without = [one for one in questions if one.id is None]
+    if len(without) == len(questions):
+        return [replace(one, id=str(one.row)) for one in questions]
+    expected, fix = "an id of every question, or of none", "Fill them in, or leave them all out."
+    _note([one.name for one in without], f"{where}, id", expected, problems, fix)
+    return questions
+
+
 def _check_answers(questions: Sequence[Question], where: str, problems: Problems) -> None:
     """Note answers that are missing, contradict `is_impossible`, or have no text or place."""
     wrong: dict[tuple[str, str], list[str]] = {}
     for one in questions:
-        found = None
+        found, told = None, one.name
         if not one.texts and not one.impossible:
             found = ("an answer to every question", "A question without one needs is_impossible: true.")
         elif one.texts and one.impossible:
@@ -177,10 +185,11 @@ def _check_answers(questions: Sequence[Question], where: str, problems: Problems
             found = ("a place for every answer's text", "Give answer_start for each.")
         elif not all(isinstance(text, str) and text.strip() for text in one.texts):
             found = ("answers with text", "Fill them in, or remove them.")
-        elif not all(type(start) is int and start >= 0 for start in one.starts):
+        elif odd := [start for start in one.starts if type(start) is not int or start < 0]:
             found = ("answer_start as a number of characters from 0", "Correct them.")
+            told = f"{one.name}, {odd[0]!r}"
         if found is not None:
-            wrong.setdefault(found, []).append(one.name)
+            wrong.setdefault(found, []).append(told)
     for (expected, fix), names in wrong.items():
         _note(names, f"{where}, answers", expected, problems, fix)
 
@@ -216,7 +225,9 @@ def _questions(table: Table, columns: Mapping[str, str | None]) -> Iterator[Ques
         raise UserError(Problem(table.where, _LAYOUTS, found, _HOW))
     problems = Problems()
     nested = bool(frame[answers].map(lambda value: isinstance(value, dict | list)).any())
-    wanted = [*names, *([] if nested else [str(columns["answer_start"])])]
+    needed = () if nested else ("answer_start",)
+    renamed = (name for name in ("id", "answer_start", "is_impossible") if columns[name] != name)
+    wanted = [*names, *(str(columns[name]) for name in dict.fromkeys((*needed, *renamed)))]
     check_columns(frame, wanted, table.where, problems, _HOW)
     problems.raise_if_any()
     return _of_rows(frame, columns, answers, nested)
@@ -237,7 +248,7 @@ def _of_articles(frame: pd.DataFrame, where: str) -> Iterator[Question]:
                 texts, starts = _answers_of(question.get("answers"))
                 yield Question(
                     row,
-                    str(question.get("id", row)),
+                    _id(question.get("id")),
                     question.get("question"),
                     paragraph.get("context"),
                     texts,
@@ -272,36 +283,44 @@ def _of_rows(
             empty = value is None or value == ""
             texts = () if empty else (value,)
             starts = () if empty else (_number(record.get(own["answer_start"])),)
-        id_ = record.get(own["id"])
         question, context = record[str(columns["question"])], record[str(columns["context"])]
-        yield Question(
-            int(row), str(row if id_ is None else id_), question, context, texts, starts, impossible
-        )
+        yield Question(int(row), _id(record.get(own["id"])), question, context, texts, starts, impossible)
 
 
 def _answers_of(value: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Texts and places, of SQuAD's list of answers or the Hub's pair of lists."""
+    """Texts and places, of SQuAD's list of answers, the Hub's pair of lists, or a pair of values."""
     if isinstance(value, dict):
-        return tuple(value.get("text") or ()), tuple(map(_number, value.get("answer_start") or ()))
+        return _several(value.get("text")), tuple(map(_number, _several(value.get("answer_start"))))
     if isinstance(value, list):
         answers = [one if isinstance(one, dict) else {} for one in value]
         return tuple(one.get("text") for one in answers), tuple(
             _number(one.get("answer_start")) for one in answers
         )
-    return (), ()
+    return _several(value), ()
+
+
+def _several(value: Any) -> tuple[Any, ...]:
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, list) else (value,)
+
+
+def _id(value: Any) -> str | None:
+    return None if is_missing(value) else str(value)
 
 
 def _number(value: Any) -> Any:
-    """A place, which CSV has as text and other tables perhaps as a float; anything else as it is."""
-    if isinstance(value, str) and value.strip().isdecimal():
-        return int(value)
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    """A place, which CSV has as text and tables with gaps as a float (12.0); anything else as it is."""
+    with contextlib.suppress(ValueError):
+        if isinstance(value, str | float) and float(value).is_integer():
+            return int(float(value))
+    return value
 
 
 def _flag(value: Any) -> bool | None:
     """A mark, which CSV has as text."""
     if isinstance(value, str):
-        return value.strip().lower() in ("true", "1", "yes")
+        return value.strip().lower() in ("true", "1", "1.0", "yes")
     return None if value is None else bool(value)
 
 
@@ -348,13 +367,3 @@ def _shared_contexts(splits: Mapping[str, Dataset]) -> list[str]:
                 f"{first}: scores on them reward memory."
             )
     return sentences
-
-
-def _fingerprint(splits: Mapping[str, Dataset]) -> str:
-    digest = hashlib.sha256()
-    columns = ("question", "context", "answer_texts", "answer_starts")
-    for name, split in splits.items():
-        digest.update(json.dumps([name, split.num_rows]).encode())
-        for row in zip(*(split[column][:] for column in columns)):
-            digest.update(json.dumps(row).encode())
-    return digest.hexdigest()

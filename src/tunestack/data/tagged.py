@@ -16,10 +16,11 @@ from tunestack.data.labels import check_known_lists, is_missing, label_key, name
 from tunestack.data.load import (
     TextData,
     contradictions,
-    drop_unlabelled_test,
     fingerprint,
+    has_labels,
     overlaps,
     read_all,
+    refuse_settings,
     unused_columns,
 )
 from tunestack.data.sources import Table
@@ -41,8 +42,7 @@ def load_tagged(config: DataConfig) -> TextData:
     problems = Problems()
     _check_settings(config, problems)
     tokens, tags = (config.columns.get(name, name) for name in COLUMNS)
-    tables = read_all(config, problems)
-    warnings = drop_unlabelled_test(tables, config, [tags])
+    tables, warnings = read_all(config, problems, lambda table: has_labels(table, [tags]))
     for table in tables.values():
         check_columns(table.frame, dict.fromkeys([tokens, tags]), table.where, problems, _CHOOSE)
     problems.raise_if_any()
@@ -70,11 +70,8 @@ def load_tagged(config: DataConfig) -> TextData:
 
 def _check_settings(config: DataConfig, problems: Problems) -> None:
     """Note settings that mean nothing here."""
-    defaults = DataConfig.model_fields
-    for name in ("text", "text_pair", "label", "positive_label"):
-        if getattr(config, name) != defaults[name].default:
-            found = repr(getattr(config, name))
-            problems.add(f"data.{name}", expected="none: words and tags are read", found=found, fix=_CHOOSE)
+    others = ("text", "text_pair", "label", "positive_label")
+    refuse_settings(config, others, "none: words and tags are read", _CHOOSE, problems)
     for name in config.columns.keys() - set(COLUMNS):
         problems.add(f"data.columns.{name}", expected=" or ".join(COLUMNS), found=repr(name), fix=_CHOOSE)
 

@@ -50,12 +50,17 @@ class Member:
 
 
 class Suite(ABC):
-    """Several tasks. name: what users type. title: as people write it. summary: a few words."""
+    """Several tasks.
+
+    name: what users type. title: as people write it. summary: a few words. training: the defaults here, where
+    published results have others than a comparison.
+    """
 
     name: ClassVar[str]
     title: ClassVar[str]
     summary: ClassVar[str]
     members: ClassVar[Mapping[str, Member]]
+    training: ClassVar[Mapping[str, Any]] = {}
 
     @abstractmethod
     def data(self, wanted: Sequence[Member], source: str | None, problems: Problems) -> dict[str, Any]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from tunestack.data.sources import SPLIT_NAMES
 from tunestack.data.tables import FORMATS, iter_rows
-from tunestack.errors import Problems
+from tunestack.errors import Problem, Problems, UserError
 from tunestack.suites.base import Member, Score, Suite
 
 HUB = "nyu-mll/glue"
@@ -142,6 +142,7 @@ class Glue(Suite):
     name = "glue"
     title = "GLUE"
     summary = "nine tasks of one sentence or two, in English"
+    training: ClassVar[Mapping[str, Any]] = {"class_weights": None}
     members: ClassVar[Mapping[str, Member]] = {task.key: task for task in TASKS}
 
     def data(self, wanted: Sequence[Member], source: str | None, problems: Problems) -> dict[str, Any]:
@@ -150,8 +151,8 @@ class Glue(Suite):
         if source is None:
             return {task.key: {"train": HUB, "subset": task.key, **_settings(task)} for task in tasks}
         folder = Path(source).expanduser()
-        files = {task.key: _files(folder, task) for task in tasks}
-        there = [task.key for task in TASKS if not _lacking(task, _files(folder, task))]
+        files = {task.key: _files(folder, task) for task in TASKS}
+        there = [task.key for task in TASKS if not _lacking(task, files[task.key])]
         found = {}
         for task in tasks:
             if lacking := _lacking(task, files[task.key]):
@@ -163,11 +164,26 @@ class Glue(Suite):
                     fix=f"Put them there (as train.tsv, dev.tsv), or name what is there: {named}.",
                 )
                 continue
-            paths = {split: str(path) for split, path in files[task.key].items()}
-            layout = problems.attempt(_layout, task, files[task.key]["train"])
-            if layout is not None:
-                found[task.key] = {**paths, **_settings(task, layout)}
+            with problems.collecting(f"{Glue.title}, {task.title}"):
+                found[task.key] = _local(task, files[task.key])
         return found
+
+
+def _local(task: GlueTask, files: Mapping[str, list[Path]]) -> dict[str, Any]:
+    """The settings for a task's files by split. Raises UserError unless it is one each, laid out alike."""
+    problems = Problems()
+    for split, several in files.items():
+        if len(several) > 1:
+            shown = ", ".join(f"{file.parent.name}/{file.name}" for file in several)
+            problems.add("data", expected=f"one file for {split}", found=shown, fix="Keep one of them.")
+    paths = {split: several[0] for split, several in files.items()}
+    layouts = {split: problems.attempt(_layout, task, path) for split, path in paths.items()}
+    problems.raise_if_any()
+    if odd := [path.name for split, path in paths.items() if layouts[split] != layouts["train"]]:
+        fix = "Take all of a task's files from GLUE's own download, or all from the Hub."
+        expected = f"the columns of {paths['train'].name} in all of its files"
+        raise UserError(Problem("data", expected, f"others in {', '.join(odd)}", fix))
+    return {**{split: str(path) for split, path in paths.items()}, **_settings(task, layouts["train"])}
 
 
 def _settings(task: GlueTask, layout: Layout | None = None) -> dict[str, Any]:
@@ -177,7 +193,7 @@ def _settings(task: GlueTask, layout: Layout | None = None) -> dict[str, Any]:
     return {**layout.columns, **header, **task.fields}
 
 
-def _files(folder: Path, task: GlueTask) -> dict[str, Path]:
+def _files(folder: Path, task: GlueTask) -> dict[str, list[Path]]:
     """A task's files by split; of tests only those with a score in the table: GLUE's own has no labels."""
     places = sorted(folder.iterdir()) if folder.is_dir() else []
     names = (task.folder.lower(), task.key)
@@ -188,11 +204,11 @@ def _files(folder: Path, task: GlueTask) -> dict[str, Path]:
         stems = [stem for stem in SPLIT_NAMES[split] if stem != "test"]
         matching = [file for file in inside if file.stem.lower() in stems and file.suffix.lower() in FORMATS]
         if matching and (split != "test" or split in scored):
-            found[split] = matching[0]
+            found[split] = matching
     return found
 
 
-def _lacking(task: GlueTask, files: Mapping[str, Path]) -> list[str]:
+def _lacking(task: GlueTask, files: Collection[str]) -> list[str]:
     needed = dict.fromkeys(["train", *(score.split for score in task.scores)])
     words = {"test": "dev_mismatched", "validation": "dev"}
     return [words.get(split, split) for split in needed if split not in files]

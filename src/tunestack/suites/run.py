@@ -20,7 +20,7 @@ from tunestack.errors import Problems, did_you_mean
 from tunestack.files import write_json
 from tunestack.report.suite import write_suite_report
 from tunestack.results import Results
-from tunestack.settings import overlay, validated
+from tunestack.settings import merged, validated
 from tunestack.stack.events import Notify
 from tunestack.suites import table
 from tunestack.suites.base import Member, Suite, SuiteChoice
@@ -65,6 +65,8 @@ def plan_suite(values: Mapping[str, Any]) -> SuitePlan:
             if name == "data":
                 fix += " Where the suite's files lie, --data says (suite.data)."
             problems.add(name, expected="none: the suite brings it", found="one", fix=fix)
+    if isinstance(training := rest.get("training") or {}, Mapping):  # else the validation refuses it
+        rest["training"] = {**suite.training, **training}
     own_data = {key for key, fields in choice.overrides.items() if "train" in (fields.get("data") or {})}
     data = suite.data([one for one in members if one.key not in own_data], choice.data, problems)
     plans: dict[str, Plan] = {}
@@ -82,7 +84,7 @@ def plan_suite(values: Mapping[str, Any]) -> SuitePlan:
             fix = "Leave it out: each task has a folder inside the suite's."
             problems.add(f"suite.overrides.{member.key}.output", expected="none", found="one", fix=fix)
         with problems.collecting(f"{suite.title}, {member.title}"):
-            plans[member.key] = make_plan(validated(CompareConfig, overlay({**rest, **brought}, own)))
+            plans[member.key] = make_plan(validated(CompareConfig, merged({**rest, **brought}, own)))
     problems.raise_if_any()
     return SuitePlan(suite, dict(values), output, members, plans)
 

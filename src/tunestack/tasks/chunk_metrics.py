@@ -9,7 +9,7 @@ import numpy as np
 
 from tunestack.arrays import FloatArray, IntArray
 from tunestack.data.chunks import Scheme
-from tunestack.tasks.metrics import Metric
+from tunestack.tasks.metrics import Metric, ratio
 
 _PER_ROW = 2
 """What a sentence adds beside counts a type: words that are tagged right, and words."""
@@ -32,10 +32,10 @@ def chunk_metrics(types: Sequence[str]) -> Mapping[str, Metric]:
 
     metrics = [
         Metric("f1", "F1", _micro(_f1)),
-        Metric("precision", "precision", _micro(lambda hits, predicted, _: _ratio(hits, predicted))),
-        Metric("recall", "recall", _micro(lambda hits, _, actual: _ratio(hits, actual))),
+        Metric("precision", "precision", _micro(lambda hits, predicted, _: ratio(hits, predicted))),
+        Metric("recall", "recall", _micro(lambda hits, _, actual: ratio(hits, actual))),
         Metric("f1_macro", "macro F1", _macro),
-        Metric("accuracy", "accuracy", lambda sums: _ratio(sums[..., -2], sums[..., -1])),
+        Metric("accuracy", "accuracy", lambda sums: ratio(sums[..., -2], sums[..., -1])),
         *(
             Metric(f"f1_{name}", f"F1 of {name}", functools.partial(of_type, place))
             for place, name in enumerate(types)
@@ -44,13 +44,8 @@ def chunk_metrics(types: Sequence[str]) -> Mapping[str, Metric]:
     return {metric.name: metric for metric in metrics}
 
 
-def _ratio(part: FloatArray, whole: FloatArray) -> FloatArray:
-    """Divide; 0 where the whole is 0."""
-    return np.asarray(np.where(whole > 0, part / np.where(whole > 0, whole, 1.0), 0.0))
-
-
 def _f1(hits: FloatArray, predicted: FloatArray, actual: FloatArray) -> FloatArray:
-    return _ratio(2 * hits, predicted + actual)
+    return ratio(2 * hits, predicted + actual)
 
 
 def _by_type(sums: FloatArray) -> list[FloatArray]:
@@ -69,4 +64,4 @@ def _macro(sums: FloatArray) -> FloatArray:
     """The mean over the types that occur among gold or predicted chunks, as seqeval takes it."""
     hits, predicted, actual = _by_type(sums)
     occurs = predicted + actual > 0
-    return _ratio((_f1(hits, predicted, actual) * occurs).sum(-1), occurs.sum(-1))
+    return ratio((_f1(hits, predicted, actual) * occurs).sum(-1), occurs.sum(-1))

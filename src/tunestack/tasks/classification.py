@@ -16,6 +16,7 @@ from transformers import AutoModelForSequenceClassification
 from tunestack.arrays import FloatArray, IntArray
 from tunestack.config import DataConfig
 from tunestack.data.encode import Encoded, encode
+from tunestack.data.labels import balanced_class_weights
 from tunestack.data.load import TextData, load_text_data
 from tunestack.errors import Problems
 from tunestack.tasks.answers import Answers, Predictions
@@ -77,11 +78,8 @@ class SequenceClassification(Task):
         if wanted is None:
             return None
         if wanted == "balanced":
-            counts = np.bincount(encoded.labels, minlength=len(self.label_names))
-            values = len(encoded) / (len(counts) * np.maximum(counts, 1))
-        else:
-            values = np.asarray(wanted)
-        return torch.tensor(values, dtype=torch.float32, device=device)
+            wanted = balanced_class_weights(np.asarray(encoded.labels), len(self.label_names))
+        return torch.tensor(wanted, dtype=torch.float32, device=device)
 
     def loss(self, logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
         """Cross-entropy in fp32, averaged by weight: sum w_y l / sum w_y. logits [rows, classes]."""

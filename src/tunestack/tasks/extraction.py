@@ -1,7 +1,7 @@
 """Answers out of generated text, and whether they are the right ones.
 
 What counts as an answer follows LLM-Adapters' evaluation (Hu et al., 2023): of numbers the last one in the
-text, within 0.001; of words such as `answer3` the first. Where our rules differ, it is said.
+text, within 0.001; of words such as `answer3` the first. Where our rules differ, docs/reasoning.md says it.
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ from dataclasses import dataclass
 TOLERANCE = 0.001
 """By how much a number may differ from the gold one, as in LLM-Adapters' evaluation."""
 
-_NUMBER = re.compile(r"(?:(?<!\d)-)?(?:\d+(?:\.\d+)?|\.\d+)")
+_NUMBER = re.compile(r"(?:(?<!\d)-)?(?:\d+(?:\.\d+)?|(?<![\d.])\.\d+)(?:[eE][-+]?\d+\b)?")
 _CURRENCY = re.compile(r"[$€£¥]\s?")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _TRUTH = re.compile(r"\b(true|false)\b", re.IGNORECASE)
 _OPTION = re.compile(r"\b(answer[1-5]|option[12]|solution[12]|ending[1-4])(?!\d)", re.IGNORECASE)
 _CHOICES = (
-    re.compile(r"answer\s*(?:is|:)\s*\(?([A-E])\b"),
-    re.compile(r"\(([A-E])\)"),
-    # A letter by itself, but not an article ("A train ...") or what begins a line of reasoning ("A: ...").
-    re.compile(r"(?<![\w'])([A-E])\b(?!'|:|\s+[a-z])"),
+    # "answer: B", "the answer is option (B)"
+    re.compile(r"(?i:\banswer\s*(?:is|:)[\s:]*(?:(?:option|choice)\s+)?)\(?([A-E])\b"),
+    # "(B)", "option B"
+    re.compile(r"(?:\((?=[A-E]\))|(?i:\b(?:option|choice)\s+))([A-E])\b"),
+    # A letter by itself, but not what begins a line of reasoning ("A: ..."), or an article ("A train ...").
+    re.compile(r"(?<![\w'])([B-E]|A(?!\s+(?!(?:is|and|or|because|since)\b)[a-z]))\b(?![':])"),
 )
 
 
@@ -46,27 +48,32 @@ class Kind:
 
 
 def find_number(text: str) -> str:
-    """The last number in a text.
+    """The last number in a text, perhaps with an exponent.
 
-    A minus after a digit is a difference, not a sign; commas between groups of three digits and signs of
+    A minus after a digit is a difference, not a sign; commas before groups of three digits and signs of
     currencies are left out.
 
     >>> find_number("7 - 3 = 4, so she paid $1,234.50.")
     '1234.50'
+    >>> find_number("about -2e-05 of them")
+    '-2e-05'
     """
     found = _NUMBER.findall(_plain(text))
     return found[-1] if found else ""
 
 
 def find_choice(text: str) -> str:
-    """The letter of a choice, A to E: the last that is called the answer, else the last in brackets, else the
-    last that stands by itself. LLM-Adapters takes the first capital A to E of any word.
+    """The letter of a choice, A to E: the last that is called the answer, else the last in brackets or called
+    an option, else the last that stands by itself. Asterisks, which make it bold, do not count.
 
     >>> find_choice("A: Both are even. The answer is (D).")
     'D'
+    >>> find_choice("The answer is: **B**, since (A) is too small.")
+    'B'
     """
+    plain = text.replace("*", "")
     for pattern in _CHOICES:
-        found = pattern.findall(text)
+        found = pattern.findall(plain)
         if found:
             return str(found[-1])
     return ""
@@ -97,7 +104,8 @@ def _plain(text: str) -> str:
 
 
 def _is_whole(text: str, found: str) -> bool:
-    return _plain(text).strip().strip("()").casefold() == found.casefold()
+    """Whether there is nothing beside what was found; brackets, a full stop and % are nothing."""
+    return _plain(text).strip().lstrip("(").rstrip(").% ").casefold() == found.casefold()
 
 
 def _same_number(found: str, gold: str) -> bool:

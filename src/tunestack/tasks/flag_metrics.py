@@ -11,12 +11,7 @@ from numpy.typing import NDArray
 from tunestack.arrays import FloatArray, IntArray
 from tunestack.tasks.answers import Estimated, Table
 from tunestack.tasks.delong import delong_of_flags
-from tunestack.tasks.metrics import Metric
-
-
-def _ratio(part: FloatArray, whole: FloatArray) -> FloatArray:
-    """Divide; 0 where the whole is 0 (scikit-learn's ``zero_division=0``)."""
-    return np.asarray(np.where(whole > 0, part / np.where(whole > 0, whole, 1.0), 0.0))
+from tunestack.tasks.metrics import Metric, ratio
 
 
 def _by_label(sums: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -32,22 +27,22 @@ def _micro(sums: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
 
 def _f1_micro(sums: FloatArray) -> FloatArray:
     hits, predicted, actual = _micro(sums)
-    return _ratio(2 * hits, predicted + actual)
+    return ratio(2 * hits, predicted + actual)
 
 
 def _f1_macro(sums: FloatArray) -> FloatArray:
     hits, predicted, actual = _by_label(sums)
-    return np.asarray(_ratio(2 * hits, predicted + actual).mean(-1))
+    return np.asarray(ratio(2 * hits, predicted + actual).mean(-1))
 
 
 def _precision_micro(sums: FloatArray) -> FloatArray:
     hits, predicted, _ = _micro(sums)
-    return _ratio(hits, predicted)
+    return ratio(hits, predicted)
 
 
 def _recall_micro(sums: FloatArray) -> FloatArray:
     hits, _, actual = _micro(sums)
-    return _ratio(hits, actual)
+    return ratio(hits, actual)
 
 
 def _mean_of(place: int, sums: FloatArray) -> FloatArray:
@@ -86,7 +81,7 @@ class FlagAnswers(Table):
         predicted = probabilities >= threshold
         actual = np.broadcast_to(flags > 0, predicted.shape)
         hits, right = predicted & actual, predicted == actual
-        f1 = _ratio(2 * hits.sum(-1), predicted.sum(-1) + actual.sum(-1))
+        f1 = ratio(2 * hits.sum(-1), predicted.sum(-1) + actual.sum(-1))
         rows = [f1, right.all(-1), right.mean(-1), np.ones(f1.shape)]
         table = np.concatenate([hits, predicted, actual, np.stack(rows, axis=-1)], axis=-1)
         counts = flags.sum(axis=0)

@@ -98,6 +98,13 @@ class InstructionOptions(Settings):
     """How many validation records are kept, drawn by data.seed; default: all. A response to each of them is
     generated whenever a trial is evaluated."""
 
+    @field_validator("length_penalty")
+    @classmethod
+    def _ranks_beams(cls, value: float, info: Any) -> float:
+        if value != 1 and info.data.get("num_beams") == 1:
+            raise ValueError("1 where num_beams is 1: there are no beams to rank")
+        return value
+
     @field_validator("template", "template_with_input")
     @classmethod
     def _names(cls, template: str, info: Any) -> str:
@@ -170,24 +177,29 @@ class Instruction(Task):
         problems = Problems()
         for name, split in splits.items():
             with problems.collecting(name):
-                self._encode(base, split, min(max_length, base.longest_input), places)
+                encoded = self._encode(base, split, max_length)
+                if name != "train":  # nothing is generated after what is learnt
+                    self._check_places(base, encoded, split, places)
         problems.raise_if_any()
 
     def encode(self, base: Base, split: Split, max_length: int) -> Responses:
         """Tokenise records. Raises UserError for those that leave no room for a response."""
-        return self._encode(base, split, min(max_length, base.longest_input), base.longest_input)
+        encoded = self._encode(base, split, max_length)
+        if encoded.labels is None:  # records to answer; those of a comparison are checked with its bases
+            self._check_places(base, encoded, split, base.longest_input)
+        return encoded
 
-    def _encode(self, base: Base, split: Split, max_length: int, places: int) -> Responses:
+    def _check_places(self, base: Base, encoded: Responses, split: Split, places: int) -> None:
+        check_places(base, encoded, places, self.options.max_new_tokens, _rows(split))
+
+    def _encode(self, base: Base, split: Split, max_length: int) -> Responses:
         columns = {name: list(split[name]) for name in self.inputs if name in columns_of(split)}
         prompts = [
             fill(self.options.template, self.options.template_with_input, dict(zip(columns, record)))
             for record in zip(*columns.values())
         ]
         outputs = list(split["output"]) if "output" in columns_of(split) else None
-        rows = list(split["row"]) if "row" in columns_of(split) else list(range(len(prompts)))
-        encoded = encode_responses(base, prompts, outputs, max_length, rows)
-        check_places(base, encoded, places, self.options.max_new_tokens, rows)
-        return encoded
+        return encode_responses(base, prompts, outputs, min(max_length, base.longest_input), _rows(split))
 
     def batch(
         self, chosen: Sequence[tuple[Encoded, IntArray]], pad_id: int, leading: Sequence[int]
@@ -348,9 +360,14 @@ class Instruction(Task):
         return as_numbers(frame["prediction"].tolist(), (frame["ended"] == "True").tolist())
 
 
+def _rows(split: Split) -> list[int]:
+    """What errors call the records."""
+    return list(split["row"] if "row" in columns_of(split) else range(len(split["instruction"])))
+
+
 def _clean(text: str) -> str:
     """A response without spaces around it and what no table of text can hold."""
-    return text.replace("\0", "").replace("\r", "\n").strip()
+    return text.replace("\0", "").strip()
 
 
 def _fewer(data: TextData, count: int | None, seed: int) -> TextData:
@@ -364,12 +381,12 @@ def _fewer(data: TextData, count: int | None, seed: int) -> TextData:
 
 
 def _check_answers(kind: Kind, splits: Mapping[str, Split], problems: Problems) -> None:
-    """Note gold answers in which there is none of this kind."""
+    """Note gold answers that are not of this kind."""
     for name, split in splits.items():
         golds = list(split["answer"])
-        wrong = [row for row, gold in zip(split["row"], golds, strict=True) if not kind.find(gold)]
+        wrong = [row for row, gold in zip(split["row"], golds, strict=True) if not kind.gold(gold)]
         if wrong:
-            first = next(gold for gold in golds if not kind.find(gold))
+            first = next(gold for gold in golds if not kind.gold(gold))
             found = f"others, such as {first!r}, in {listed(wrong, len(golds))}"
             fix = "Set `answers` in the task's settings to what these answers are, or to auto."
             problems.add(

@@ -53,7 +53,7 @@ class Metric:
     test: str | None = None
 
 
-def _ratio(part: FloatArray, whole: FloatArray) -> FloatArray:
+def ratio(part: FloatArray, whole: FloatArray) -> FloatArray:
     """Divide; 0 where the whole is 0 (scikit-learn's ``zero_division=0``)."""
     return np.asarray(np.where(whole > 0, part / np.where(whole > 0, whole, 1.0), 0.0))
 
@@ -65,15 +65,15 @@ def _macro(per_class: FloatArray, counts: Counts) -> FloatArray:
 
 
 def _precisions(counts: Counts) -> FloatArray:
-    return _ratio(counts.hits, counts.predicted + 0 * counts.actual)
+    return ratio(counts.hits, counts.predicted + 0 * counts.actual)
 
 
 def _recalls(counts: Counts) -> FloatArray:
-    return _ratio(counts.hits, counts.actual + 0 * counts.predicted)
+    return ratio(counts.hits, counts.actual + 0 * counts.predicted)
 
 
 def _f1s(counts: Counts) -> FloatArray:
-    return _ratio(2 * counts.hits, counts.predicted + counts.actual)
+    return ratio(2 * counts.hits, counts.predicted + counts.actual)
 
 
 def _f1(counts: Counts) -> FloatArray:
@@ -82,7 +82,7 @@ def _f1(counts: Counts) -> FloatArray:
 
 
 def _accuracy(counts: Counts) -> FloatArray:
-    return _ratio(counts.hits.sum(-1), counts.actual.sum(-1))
+    return ratio(counts.hits.sum(-1), counts.actual.sum(-1))
 
 
 def _mcc(counts: Counts) -> FloatArray:
@@ -91,7 +91,7 @@ def _mcc(counts: Counts) -> FloatArray:
     covariance = counts.hits.sum(-1) * n - (counts.predicted * counts.actual).sum(-1)
     of_predicted = n**2 - (counts.predicted**2).sum(-1)
     of_actual = n**2 - (counts.actual**2).sum(-1)
-    return _ratio(covariance, np.sqrt(of_predicted * of_actual))
+    return ratio(covariance, np.sqrt(of_predicted * of_actual))
 
 
 METRICS: dict[str, Metric] = {

@@ -6,13 +6,13 @@ import functools
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tunestack.arrays import FloatArray
-from tunestack.tasks.metrics import Metric
+from tunestack.tasks.metrics import Metric, ratio
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -93,21 +93,16 @@ def statistics(
     return np.stack(columns, axis=1)
 
 
-def _ratio(part: int, whole: int) -> functools.partial[FloatArray]:
-    return functools.partial(_share, part=part, whole=whole)
-
-
-def _share(sums: FloatArray, part: int, whole: int) -> FloatArray:
-    """A mean over the examples that count; 0 where none does."""
-    counts = sums[..., whole]
-    return np.asarray(np.where(counts > 0, sums[..., part] / np.where(counts > 0, counts, 1.0), 0.0))
+def _mean(part: int, whole: int) -> Callable[[FloatArray], FloatArray]:
+    """The mean of a column over the examples that another one counts; 0 where it counts none."""
+    return lambda sums: ratio(sums[..., part], sums[..., whole])
 
 
 OF_ALL = {
     metric.name: metric
     for metric in (
-        Metric("f1", "F1", _ratio(F1, ALL)),
-        Metric("exact_match", "exact match", _ratio(EXACT, ALL), per_example=True),
+        Metric("f1", "F1", _mean(F1, ALL)),
+        Metric("exact_match", "exact match", _mean(EXACT, ALL), per_example=True),
     )
 }
 """Metrics of every data set."""
@@ -115,11 +110,11 @@ OF_ALL = {
 OF_PARTS = {
     metric.name: metric
     for metric in (
-        Metric("has_answer_f1", "F1 where there is an answer", _ratio(HAS_F1, HAS)),
-        Metric("has_answer_exact_match", "exact match where there is an answer", _ratio(HAS_EXACT, HAS)),
+        Metric("has_answer_f1", "F1 where there is an answer", _mean(HAS_F1, HAS)),
+        Metric("has_answer_exact_match", "exact match where there is an answer", _mean(HAS_EXACT, HAS)),
         # F1 is the same there: the answer is none, or wrong.
         Metric(
-            "no_answer_exact_match", "exact match where there is no answer", _ratio(HAS_NOT_EXACT, HAS_NOT)
+            "no_answer_exact_match", "exact match where there is no answer", _mean(HAS_NOT_EXACT, HAS_NOT)
         ),
     )
 }

@@ -14,7 +14,6 @@ run once for each label. What is kept of a batch are the scores.
 
 from __future__ import annotations
 
-import string
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -35,6 +34,7 @@ from tunestack.data.load import TextData, load_text_data
 from tunestack.errors import Problem, Problems, UserError, did_you_mean
 from tunestack.tasks.base import Split, columns_of
 from tunestack.tasks.classification import SequenceClassification
+from tunestack.tasks.responses import fields_of
 
 if TYPE_CHECKING:
     from tunestack.bases import Base
@@ -57,7 +57,7 @@ class TextToTextOptions(Settings):
     @field_validator("prompt")
     @classmethod
     def _has_text(cls, prompt: str) -> str:
-        if "text" not in (named := _fields(prompt)) or not named <= {"text", "text_pair"}:
+        if "text" not in (named := fields_of(prompt)) or not named <= {"text", "text_pair"}:
             raise ValueError(
                 "a template with {text}, perhaps {text_pair}; other braces are written {{ and }}"
             )
@@ -96,7 +96,7 @@ class TextToText(SequenceClassification):
     def load(cls, config: DataConfig, options: Any) -> TextData:
         """Texts with one label each. Raises UserError with all problems, those of the options among them."""
         problems = Problems()
-        paired = "text_pair" in _fields(options.prompt)
+        paired = "text_pair" in fields_of(options.prompt)
         if paired != (config.text_pair is not None):
             problems.add(
                 "task text-to-text: prompt",
@@ -312,11 +312,3 @@ def _log_probability(logits: Tensor, ids: Tensor) -> Tensor:
         logits.flatten(0, 1).float(), ids.flatten(), ignore_index=NOTHING, reduction="none"
     )
     return -losses.view(ids.shape).sum(dim=1)
-
-
-def _fields(template: str) -> set[str]:
-    """The names in a template's braces. Raises ValueError for braces that do not match, or hold more."""
-    parts = list(string.Formatter().parse(template))
-    if any(spec or conversion for _, _, spec, conversion in parts):
-        raise ValueError("{text} alone, without a format")
-    return {name for _, name, _, _ in parts if name is not None}
