@@ -44,7 +44,8 @@ class Kind:
 
     def gold(self, text: str) -> bool:
         """Whether a gold answer is of this kind: nothing but such an answer."""
-        return self.find(text) != "" and (self.name == "text" or _is_whole(text, self.find(text)))
+        last = final(text)
+        return self.find(last) != "" and (self.name == "text" or _is_whole(last, self.find(last)))
 
 
 def find_number(text: str) -> str:
@@ -87,6 +88,11 @@ def find_truth(text: str) -> str:
 def find_option(text: str) -> str:
     """The first word such as answer3, option1, solution2, ending4."""
     return _first(_OPTION, text)
+
+
+def final(gold: str) -> str:
+    """What a gold answer ends with, where reasoning stands before it as in GSM8K's own files ("... #### 42")."""
+    return gold.rpartition("####")[2].strip()
 
 
 def find_text(text: str) -> str:
@@ -137,7 +143,7 @@ def kind_of(gold: str) -> Kind:
 def judge(kind: Kind, text: str, gold: str) -> tuple[str, bool]:
     """The answer in a text, empty where there is none, and whether it is right."""
     found = kind.find(text)
-    return found, found != "" and kind.same(found, kind.find(gold))
+    return found, found != "" and kind.same(found, kind.find(final(gold)))
 
 
 def counted(golds: Iterable[str]) -> str:
