@@ -91,7 +91,7 @@ def find_option(text: str) -> str:
 
 
 def final(gold: str) -> str:
-    """What a gold answer ends with, where reasoning stands before it as in GSM8K's own files ("... #### 42")."""
+    """What a gold answer ends with where reasoning stands before it, as in GSM8K: "... #### 42"."""
     return gold.rpartition("####")[2].strip()
 
 
