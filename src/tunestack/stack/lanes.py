@@ -56,6 +56,7 @@ def _threads(count: int, cores: int) -> ThreadPoolExecutor:
     ready = threading.Barrier(count + 1)
 
     def prepare() -> None:
+        torch.get_num_threads()  # a thread that was not asked yet takes the last number set anywhere, later
         torch.set_num_threads(max(1, cores // count))
         ready.wait()
 
@@ -63,7 +64,7 @@ def _threads(count: int, cores: int) -> ThreadPoolExecutor:
     for _ in range(count):
         pool.submit(lambda: None)
     ready.wait()
-    torch.set_num_threads(cores)  # PyTorch passes the last number set on to threads yet to come
+    torch.set_num_threads(cores)
     return pool
 
 

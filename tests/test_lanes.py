@@ -1,0 +1,55 @@
+"""Lanes: threads with their share of the cores, and no more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+
+from tunestack.stack import lanes
+from tunestack.stack.lanes import Lanes
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    """Two lanes on a machine with six cores."""
+    before = torch.get_num_threads()
+    make: Any = lanes._threads
+    threads: ThreadPoolExecutor = make.__wrapped__(2, 6)
+    yield threads
+    threads.shutdown()
+    torch.set_num_threads(before)
+
+
+def test_every_lane_has_its_share_of_the_cores(pool: ThreadPoolExecutor) -> None:
+    """And whoever runs them still has all."""
+    asked = [pool.submit(torch.get_num_threads) for _ in range(8)]
+    assert {done.result() for done in asked} == {3}
+    assert torch.get_num_threads() == 6
+    assert {pool.submit(torch.get_num_threads).result() for _ in range(8)} == {3}
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"), [(0, []), (1, [1]), (2, [1, 1]), (5, [2, 3]), (8, [4, 4]), (9, [4, 5])]
+)
+def test_things_are_divided_in_order_and_evenly(count: int, sizes: list[int]) -> None:
+    two = Lanes(torch.device("cpu"))
+    two.count = 2
+    parts = two.divide(range(count))
+    assert [number for part in parts for number in part] == list(range(count))
+    assert sorted(map(len, parts)) == sizes or (not count and sum(map(len, parts)) == 0)
+
+
+def test_results_and_errors_come_in_order() -> None:
+    two = Lanes(torch.device("cpu"))
+    two.count = 2
+
+    def halved(number: int) -> float:
+        return 1 / number
+
+    first, second, third = two.run(halved, [2, 0, 4])
+    assert (first.result(), third.result()) == (0.5, 0.25)
+    assert isinstance(second.exception(), ZeroDivisionError)
