@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunestack.data.batches import PERIOD, STRATA, epoch_batches, evaluation_batches
+from tunestack.data.batches import STRATA, epoch_batches, evaluation_batches
 from tunestack.data.encode import IntArray
 
 LENGTHS = st.lists(st.integers(0, 300), min_size=1, max_size=120).map(lambda v: np.asarray(v, dtype=np.int64))
@@ -90,24 +87,12 @@ def test_every_stretch_of_an_epoch_has_all_lengths() -> None:
     shuffled = np.random.default_rng(1).permutation(ranks)
 
     def unevenness(values: np.ndarray) -> float:
-        stretch = 4 * PERIOD
+        stretch = 4 * STRATA
         return float(np.convolve(values, np.full(stretch, 1 / stretch), "valid").std())
 
     assert unevenness(ranks) < unevenness(shuffled) / 2
-
-
-def test_trials_in_step_meet_batches_of_about_the_same_length() -> None:
-    """Whatever their batch sizes and epochs: the class of length goes by the step alone."""
-    lengths = skewed(4003)
-    for batch_size in (8, 13, 50):
-        steps = [batch for epoch in range(4) for batch in epoch_batches(lengths, batch_size, 1, epoch)]
-        median = np.array([np.median(lengths[batch]) for batch in steps])
-        of_class = [median[STRATA.index(number) :: PERIOD] for number in range(PERIOD)]
-        quantiles = np.quantile(lengths, (np.arange(PERIOD) + 0.5) / PERIOD)
-        for ours, quantile in zip(of_class[:-1], quantiles, strict=False):  # the longest are spread wide
-            assert np.median(ours) == pytest.approx(quantile, rel=0.12, abs=1)
-        edges = [(own.min(), own.max()) for own in of_class]
-        assert all(low[1] <= high[1] and low[0] <= high[0] for low, high in itertools.pairwise(edges))
+    patterns = {tuple((ranks[start : start + 4] * STRATA).astype(int)) for start in range(0, 400, 4)}
+    assert len(patterns) > 90, "in no fixed order"
 
 
 @given(LENGTHS, st.integers(1, 2000))

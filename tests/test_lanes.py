@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tunestack.stack import lanes
 from tunestack.stack.lanes import Lanes
@@ -41,6 +44,24 @@ def test_things_are_divided_in_order_and_evenly(count: int, sizes: list[int]) ->
     parts = two.divide(range(count))
     assert [number for part in parts for number in part] == list(range(count))
     assert sorted(map(len, parts)) == sizes or (not count and sum(map(len, parts)) == 0)
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=9).map(sorted), st.integers(1, 4))
+def test_the_lane_with_most_work_has_as_little_as_can_be(lengths: list[int], count: int) -> None:
+    """Against every way to cut; work is rows times the longest."""
+    lanes_of = Lanes(torch.device("cpu"))
+    lanes_of.count = count
+
+    def most(parts: Iterable[Sequence[int]]) -> int:
+        return max(len(part) * max(part) for part in parts if part)
+
+    parts = lanes_of.divide(lengths, lengths)
+    assert [length for part in parts for length in part] == lengths
+    assert all(parts)
+    assert len(parts) <= count
+    cuts = itertools.combinations_with_replacement(range(len(lengths) + 1), count - 1)
+    ways = ([0, *cut, len(lengths)] for cut in cuts)
+    assert most(parts) == min(most(lengths[a:b] for a, b in itertools.pairwise(way)) for way in ways)
 
 
 def test_results_and_errors_come_in_order() -> None:

@@ -16,7 +16,6 @@ import pytest
 import torch
 
 import tiny
-from tunestack.data.batches import PERIOD
 from tunestack.results import CurvePoint
 from tunestack.stack import loop
 from tunestack.stack.events import Event
@@ -297,31 +296,6 @@ def test_a_trial_that_memory_does_not_hold_alone_fails_alone(
     assert [event.key for event in events if event.kind == "failed"] == ["a", "b"]
     with pytest.raises(RuntimeError, match="the slot of a is closed"):
         _ = outcomes[0].slot
-
-
-def test_slots_that_begin_at_different_times_meet_batches_of_one_length(tmp_path: Path) -> None:
-    """A trial that takes a free slot waits until its first batch is as long as the others' next one."""
-    work = tiny.workload(tiny.random_base(tmp_path, "bert"), rows=40)
-    lengths = [1, 3, 2, 2, 1]
-    trials = [
-        tiny.trial(work.base, key, epochs=epochs, batch_size=3) for key, epochs in zip("abcde", lengths)
-    ]
-    phases: list[set[int]] = []
-    waited: list[int] = []
-
-    class Seen(tiny.Watched):
-        """A stack whose steps are noted."""
-
-        def step(self, slots: Any, notify: Any) -> None:
-            phases.append({slot.progress.step % PERIOD for slot in slots})
-            waited.append(2 - len(slots))
-            super().step(slots, notify)
-
-    together = tiny.run(work, trials, slots=2, stack=Seen)
-    for key, ended in tiny.alone(work, trials).items():
-        tiny.assert_same(together[key], ended)
-    assert all(len(one) == 1 for one in phases)
-    assert 0 < sum(waited[:-14]) < PERIOD * len(trials)
 
 
 def test_models_go_with_the_trials_that_trained_on_them(tmp_path: Path) -> None:

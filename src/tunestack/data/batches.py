@@ -8,10 +8,8 @@ from tunestack.arrays import IntArray
 
 WINDOW = 16
 """How many batches' worth of places an example may move away from its rank by length."""
-STRATA = (0, 4, 2, 6, 1, 5, 3, 7)
-"""Classes of length into which the batches fall, 0 the shortest, in the order in which they take turns."""
-PERIOD = len(STRATA)
-"""Steps after which they begin again: trials whose steps differ by a multiple of it meet batches alike."""
+STRATA = 8
+"""Into how many classes of length the batches fall; all come equally often in every stretch of an epoch."""
 
 
 def epoch_batches(lengths: IntArray, batch_size: int, seed: int, epoch: int) -> list[IntArray]:
@@ -19,12 +17,12 @@ def epoch_batches(lengths: IntArray, batch_size: int, seed: int, epoch: int) -> 
 
     Examples are ranked by length (ties in random order), each rank is moved by a random amount of up to
     `WINDOW` batches, and the result is cut into batches: rows of a batch are about equally long, and no
-    two epochs or seeds see the same batches. Batches of the classes of length take turns, counted from the
-    first step of the first epoch, so trials that train side by side in step meet batches of about the same
-    length, whatever their seeds, batch sizes and epochs. Every stretch has all lengths: length tells much
-    about the label, and an epoch that ends on short texts leaves a model that expects them. The order within
-    a class is random, by the epoch and the number of batches. The result is a function of the arguments: a
-    trial sees the same order in any company and after a resume.
+    two epochs or seeds see the same batches. The order of the batches depends on the epoch and the
+    number of batches alone, so trials with different seeds that train side by side meet batches of
+    about the same length in every step. It is random within strata of length, which come equally often
+    in every stretch: length tells much about the label, and an epoch that ends on short texts leaves a
+    model that expects them. The result is a function of the arguments: a trial sees the same order in any
+    company and after a resume.
     """
     own = np.random.default_rng([seed, epoch])
     count = len(lengths)
@@ -34,10 +32,11 @@ def epoch_batches(lengths: IntArray, batch_size: int, seed: int, epoch: int) -> 
     ordered = by_length[np.argsort(moved, kind="stable")]
     batches = [ordered[start : start + batch_size] for start in range(0, count, batch_size)]
     shared = np.random.default_rng([epoch, len(batches)])
-    steps = epoch * len(batches) + np.arange(len(batches))
-    # The places of the shortest class, then those of the next one, ...: there the batches go by length.
-    places = np.lexsort((shared.random(len(batches)), np.asarray(STRATA)[steps % PERIOD]))
-    return [batches[index] for index in np.argsort(places)]
+    moments = [
+        (shared.permutation(len(stratum)) + shared.random(len(stratum))) / len(stratum)
+        for stratum in np.array_split(np.arange(len(batches)), min(STRATA, len(batches)))
+    ]
+    return [batches[index] for index in np.argsort(np.concatenate(moments))]
 
 
 def evaluation_batches(lengths: IntArray, max_tokens: int) -> list[IntArray]:

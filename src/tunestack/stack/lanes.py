@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 import itertools
 import threading
@@ -30,10 +31,19 @@ class Lanes:
     def __init__(self, device: torch.device) -> None:
         self.count = min(MOST, torch.get_num_threads()) if device.type == "cpu" else 1
 
-    def divide(self, things: Sequence[T]) -> list[Sequence[T]]:
-        """The things in consecutive parts of about equal size, one a lane; no more parts than things."""
+    def divide(self, things: Sequence[T], lengths: Sequence[int] | None = None) -> list[Sequence[T]]:
+        """The things in consecutive parts with about as much work each: one a lane, or less.
+
+        lengths: how long the rows of each are, ascending; all of a part are padded to its last one. None: all
+        are alike.
+        """
         parts = max(1, min(self.count, len(things)))
-        ends = [round(len(things) * part / parts) for part in range(parts + 1)]
+        if lengths is None or parts == 1:
+            ends = [round(len(things) * part / parts) for part in range(parts + 1)]
+        else:
+            most = range(lengths[-1], lengths[-1] * len(things) + 1)
+            work = most[bisect.bisect_left(most, True, key=lambda n: len(_ends(lengths, n)) <= parts + 1)]
+            ends = _ends(lengths, work)
         return [things[start:stop] for start, stop in itertools.pairwise(ends)]
 
     def run(self, function: Callable[[T], R], parts: Sequence[T]) -> Iterator[Future[R]]:
@@ -48,6 +58,14 @@ class Lanes:
             futures = [threads.submit(function, part) for part in parts]
         wait(futures)
         yield from futures
+
+
+def _ends(lengths: Sequence[int], work: int) -> list[int]:
+    """Where parts end of which none has more work (things x longest) than this, filled from the last on."""
+    ends = [len(lengths)]
+    while ends[-1] > 0:
+        ends.append(max(0, ends[-1] - work // max(1, lengths[ends[-1] - 1])))
+    return ends[::-1]
 
 
 @functools.cache

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from tunestack.data.batches import PERIOD
 from tunestack.results import CurvePoint
 from tunestack.stack.events import Event, Notify, event_of
 from tunestack.stack.room import Room, release_memory
@@ -118,7 +117,7 @@ def _train_stack(
                     _narrow(room, len(active), trial, notify)
             if not active:
                 return
-            running = _in_step([slot for slot in active if not slot.finished])
+            running = [slot for slot in active if not slot.finished]
             started = time.perf_counter()
             stack.step(running, notify)
             room.note(len(running), time.perf_counter() - started, stack.width)
@@ -150,16 +149,6 @@ def _train_stack(
     except (KeyboardInterrupt, GeneratorExit):
         _save(active, checkpoints)
         raise
-
-
-def _in_step(slots: Sequence[Slot]) -> list[Slot]:
-    """Those whose batches are about equally long now; the others wait some steps, until theirs are, too.
-
-    A stack pads all of its rows to the longest one: out of step, to the longest of several lengths.
-    """
-    phases = [slot.progress.step % PERIOD for slot in slots]
-    most = max(phases, key=phases.count, default=0)
-    return [slot for slot, phase in zip(slots, phases, strict=True) if phase == most]
 
 
 def _judge(slots: Sequence[Slot], prune: Prune) -> None:

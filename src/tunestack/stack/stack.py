@@ -153,9 +153,11 @@ class Stack:
 
     def step(self, slots: Sequence[Slot], notify: Notify) -> None:
         """One optimisation step of every slot given, in as few forwards as lanes and memory allow."""
-        todo = list(slots)
+        # A forward pads all of its rows to the longest one: those of about the same length go together.
+        longest = {slot.index: int(slot.lengths[slot.next_batch()].max()) for slot in slots}
+        todo = sorted(slots, key=lambda slot: longest[slot.index])
         while todo:
-            groups = self._groups(todo)
+            groups = self._groups(todo, [longest[slot.index] for slot in todo])
             todo = todo[sum(map(len, groups)) :]
             again: list[Slot] = []
             for group, done in zip(groups, self.lanes.run(self._backward, groups), strict=True):
@@ -166,9 +168,11 @@ class Stack:
                     again += self._narrow(group, error, len(groups), notify)
             todo = again + todo
 
-    def _groups(self, slots: Sequence[T]) -> list[Sequence[T]]:
-        """The next slots in line, one group a lane, none wider than memory allows."""
-        return self.lanes.divide(slots[: (self.width or len(slots)) * self.lanes.count])
+    def _groups(self, slots: Sequence[T], lengths: Sequence[int] | None = None) -> list[Sequence[T]]:
+        """The next slots in line, one group a lane, none wider than memory allows. lengths: of their rows."""
+        if self.width is None:
+            return self.lanes.divide(slots, lengths)
+        return self.lanes.divide(slots[: self.width * self.lanes.count])
 
     def _narrow(
         self, group: Sequence[Slot], error: BaseException, lanes: int, notify: Notify
