@@ -383,7 +383,8 @@ def test_the_card_says_what_was_measured(run: Path, tiny_data: Path, tmp_path: P
     for line in (
         results.verdict.sentence,
         "| learning\\_rate | 0.003 |",
-        "| train | 20 | 20 |",
+        "| split | rows | calm | urgent |",
+        "| train | 40 | 20 | 20 |",
         "2 seeds were",
         "F1 is that of urgent.",
     ):

@@ -14,6 +14,7 @@ import tunestack
 from families import FAMILIES
 from task_samples import SAMPLES, Sample
 from tunestack.bases import Base
+from tunestack.export.folder import export_candidate
 from tunestack.results import Results
 from tunestack.stack.events import Event
 from tunestack.stack.slot import Trial
@@ -141,3 +142,35 @@ def test_what_was_saved_answers_as_in_the_run(compared: tuple[str, Path, Results
         assert task.scores(split, stored) == pytest.approx(seed.test.metrics, abs=1e-9)
         told = task.told(task.texts(split), stored)
         assert [str(one) for one in told["prediction"]] == frame["prediction"].tolist()
+
+
+LIMITS = {
+    "classification": ("always answers with one of its 2 labels", "cut at 512 tokens"),
+    "multi-label": ("those of its 3 labels whose probability is 0.5 or more", "cut at 512 tokens"),
+    "token-classification": ("each word one of its 4 tags", "read in rows of 512 tokens"),
+    "instruction": ("always writes a response", "responses end after 8 at the latest"),
+    "text-to-text": ("always answers with one of its 2 labels", "cut at 512 tokens"),
+    "regression": ("always answers with a number", "cut at 512 tokens"),
+    "question-answering": ("or with nothing where that scores higher", "read in windows of 512 tokens"),
+}
+
+
+def test_model_cards(compared: tuple[str, Path, Results], tmp_path: Path) -> None:
+    """The data and the limits in words of the task, of what is trained and of a baseline."""
+    name, run, results = compared
+    sample = SAMPLES[name]
+    for candidate in results.candidates[:2]:
+        out = export_candidate(run, tmp_path / candidate.name, candidate=candidate.name)
+        card = (out / "README.md").read_text()
+        always, reads = LIMITS[name]
+        assert always in card
+        assert (reads in card) == ("```python" in card) == (candidate.kind == "method")
+        task = sample.make()
+        labels = results.data.label_names
+        assert (f"with so many rows, and {task.counted} of each label:" in card) == bool(labels)
+        assert ("with so many rows:" in card) == (not labels)
+        assert f"| {' | '.join(['split', 'rows', *labels])} |" in card
+        for split, columns in sample.splits.items():
+            counts = [len(columns[task.inputs[0]]), *task.label_counts(columns)]
+            assert f"| {' | '.join([split, *map(str, counts)])} |" in card
+        assert ("probabilities are calibrated" in card) == task.gives_probabilities

@@ -252,7 +252,7 @@ def _base_of(folder: Path, config: PeftConfig) -> BaseConfig:
         problems.add(where, expected="base_model_name_or_path", found="none", fix=fix)
     if config.task_type not in (None, TaskType.SEQ_CLS):
         expected = "an adapter for sequence classification (task_type SEQ_CLS)"
-        fix = "Other tasks are not supported: load it with PEFT."
+        fix = "Load it with PEFT itself: of other tasks, only what tunestack saved can be loaded."
         problems.add(where, expected=expected, found=str(config.task_type), fix=fix)
     problems.raise_if_any()
     return BaseConfig(model=str(config.base_model_name_or_path), revision=config.revision)

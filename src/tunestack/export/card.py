@@ -65,6 +65,7 @@ def write_card(path: Path, choice: Choice, shipment: Shipment, license: str | No
     environment.filters |= {"md": escaped, "py": functools.partial(json.dumps, ensure_ascii=False)}
     method, summary = _method(choice, shipment)
     results = _without_places(choice.results) if choice.results else None
+    task = _task(shipment)
     body = environment.get_template("card.md.j2").render(
         title=title,
         base=base,
@@ -72,7 +73,8 @@ def write_card(path: Path, choice: Choice, shipment: Shipment, license: str | No
         shipment=shipment,
         description=shipment.description,
         labels=shipment.description.label_names,
-        task=_task(shipment),
+        task=task,
+        **_usage(task, shipment, path.parent),
         method=method,
         summary=summary,
         results=results,
@@ -82,7 +84,7 @@ def write_card(path: Path, choice: Choice, shipment: Shipment, license: str | No
         hyperparameters=_set(choice.candidate.hyperparameters) if choice.candidate else {},
         scores=_scores(choice),
         level=level(standings(results)) if results else None,
-        positive=_positive(results) if results and _task(shipment).target == "classes" else None,
+        positive=_positive(results) if results and task.target == "classes" else None,
         verdict=verdict_sentence(results) if results else None,
         leaderboard=markdown_table(results) if results else None,
         license=license,
@@ -99,6 +101,34 @@ def _task(shipment: Shipment) -> Task:
     from tunestack.tasks.registry import make_task
 
     return make_task(shipment.description.task, shipment.description.label_names)
+
+
+def _usage(task: Task, shipment: Shipment, folder: Path) -> dict[str, Any]:
+    """What loads the model in the folder, and what a reader does with it; nothing of a baseline."""
+    from transformers import PretrainedConfig
+
+    if shipment.kind == "baseline":
+        return {}
+    description = shipment.description
+    columns = list(task.input_columns(description.text, description.text_pair, description.columns))
+    config = PretrainedConfig(is_encoder_decoder=_is_encoder_decoder(shipment, folder))
+    return {
+        "auto_class": task.auto_class_for(config).__name__,
+        "snippet": task.snippet(columns, description.max_length, config),
+        "pipeline_snippet": task.pipeline_snippet(columns, description.max_length),
+    }
+
+
+def _is_encoder_decoder(shipment: Shipment, folder: Path) -> bool:
+    """As the model's config says, or what PEFT calls the adapter's task: its base need not be here."""
+    from peft import TaskType
+    from transformers import PretrainedConfig
+
+    from tunestack.adapters import read_config
+
+    if shipment.kind == "adapter":
+        return bool(read_config(folder).task_type == TaskType.SEQ_2_SEQ_LM)
+    return bool(PretrainedConfig.get_config_dict(folder)[0].get("is_encoder_decoder"))
 
 
 def base_name(description: Description) -> BaseName | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -84,7 +85,7 @@ class Task(ABC):
     the list of its words. long_texts: what is done to those longer than max_length, in words before "N
     tokens". options_class: the task's own settings. counted: what labels are counted by: examples, words.
     constant: what is answered without looking at the text; misses: what is done to an example whose
-    answer is not right. Both as parts of sentences.
+    answer is not right. Both as parts of sentences. example: something to read, for snippets.
     """
 
     name: ClassVar[str]
@@ -110,6 +111,7 @@ class Task(ABC):
     counted: ClassVar[str] = "examples"
     constant: ClassVar[str] = "the most frequent class"
     misses: ClassVar[str] = "gets wrong"
+    example: ClassVar[Mapping[str, str]] = {"text": "A text", "text_pair": "and its partner"}
 
     def __init__(self, label_names: Sequence[str] = (), options: Settings | None = None) -> None:
         """label_names: in id order; empty where a task has none. options: of `options_class`."""
@@ -167,11 +169,16 @@ class Task(ABC):
         """What PEFT calls the task on a base with this config."""
         return self.peft_type
 
+    @property
+    def outputs(self) -> int:
+        """How many numbers the head gives, for a text or for a token: transformers' `num_labels`."""
+        return max(1, len(self.label_names))
+
     def model_config(self, base: Base) -> PretrainedConfig:
         """The model's config, with this task's labels."""
         names = self.label_names
         return base.model_config(
-            max(1, len(names)),
+            self.outputs,
             id2label=dict(enumerate(names)) or {0: "LABEL_0"},
             label2id={name: index for index, name in enumerate(names)} or {"LABEL_0": 0},
         )
@@ -336,6 +343,37 @@ class Task(ABC):
     def shown(self, split: Split, index: int) -> str:
         """An example as a reader sees it."""
         return "\n".join(str(split[name][index]) for name in self.inputs if name in columns_of(split))
+
+    # Model cards
+
+    @abstractmethod
+    def snippet(self, columns: Sequence[str], max_length: int, config: PretrainedConfig) -> str:
+        """Python that answers `example` and prints the answer, with plain transformers.
+
+        It stands where `model` and `tokenizer` are there. columns: the inputs that the data has. max_length:
+        longest input in tokens. config: of the model, as far as classes depend on it.
+        """
+
+    def pipeline_snippet(self, columns: Sequence[str], max_length: int) -> str | None:
+        """The same with transformers' pipeline, whole; `model` is there, the name of a folder or repository.
+
+        None where transformers has no pipeline that answers as the task does.
+        """
+        return None
+
+    @property
+    @abstractmethod
+    def always(self) -> str:
+        """What it does whatever it reads, as the end of a sentence that begins with "it"."""
+
+    def limits(self, max_length: int) -> str:
+        """A sentence on how much it reads."""
+        return f"Texts are {self.long_texts} {max_length} tokens, or fewer where the base takes fewer."
+
+
+def literal(value: Any) -> str:
+    """Texts, lists and mappings of texts, as Python has them."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def columns_of(split: Split) -> list[str]:

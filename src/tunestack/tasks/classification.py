@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from peft import TaskType
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, PretrainedConfig
 
 from tunestack.arrays import FloatArray, IntArray
 from tunestack.config import DataConfig
@@ -20,7 +20,7 @@ from tunestack.data.labels import balanced_class_weights
 from tunestack.data.load import TextData, load_text_data
 from tunestack.errors import Problems
 from tunestack.tasks.answers import Answers, Predictions
-from tunestack.tasks.base import Given, Split, Task, columns_of
+from tunestack.tasks.base import Given, Split, Task, columns_of, literal
 from tunestack.tasks.metrics import (
     METRICS,
     Metric,
@@ -130,6 +130,38 @@ class SequenceClassification(Task):
         columns = [f"prob_{name}" for name in self.label_names]
         values: FloatArray = frame[columns].to_numpy().astype(float)  # Python reads floats exactly
         return values
+
+    def snippet(self, columns: Sequence[str], max_length: int, config: PretrainedConfig) -> str:
+        """The most probable label."""
+        return (
+            f"{encoding_of_texts(self, columns, max_length)}\n"
+            f"labels = {literal(self.label_names)}\n"
+            "print(labels[model(**batch).logits.argmax()])"
+        )
+
+    def pipeline_snippet(self, columns: Sequence[str], max_length: int) -> str | None:
+        """The most probable label and its probability."""
+        example = {name: self.example[name] for name in columns}
+        return (
+            'classify = pipeline("text-classification", model=model)\n'
+            f"longest = min({max_length}, classify.tokenizer.model_max_length)\n"
+            f"text = {literal(example if len(example) > 1 else self.example['text'])}\n"
+            "print(classify(text, truncation=True, max_length=longest))"
+        )
+
+    @property
+    def always(self) -> str:
+        """One of the labels."""
+        return f"always answers with one of its {len(self.label_names)} labels, also for texts that fit none"
+
+
+def encoding_of_texts(task: Task, columns: Sequence[str], max_length: int) -> str:
+    """Python that tokenises a text or a pair of texts as `batch`, cut as `encode_texts` does."""
+    return (
+        f"longest = min({max_length}, tokenizer.model_max_length)\n"
+        f"texts = {literal([task.example[name] for name in columns])}\n"
+        'batch = tokenizer(*texts, truncation=True, max_length=longest, return_tensors="pt")'
+    )
 
 
 def encode_texts(base: Base, split: Split, max_length: int) -> Encoded:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -40,6 +40,7 @@ from tunestack.tasks.responses import (
     fields_of,
     fill,
     prompt_batch_of,
+    response_snippet,
     take,
     targets_of,
 )
@@ -135,6 +136,7 @@ class Instruction(Task):
     has_head = False
     several_tests = True
     options_class = InstructionOptions
+    example: ClassVar[Mapping[str, str]] = {"instruction": "How many legs do two cats have?", "input": ""}
 
     @classmethod
     def load(cls, config: DataConfig, options: Any) -> TextData:
@@ -269,18 +271,22 @@ class Instruction(Task):
         """What every slot generates, and the loss of the given responses where there are some."""
         known: Any = encoded
         options = self.options
-        decoding = Decoding(options.max_new_tokens, options.num_beams, options.length_penalty)
         sums: list[Tensor | None] = [None] * len(slots)
         if encoded.labels is not None:
             sums = list(stack.outputs(slots, encoded).double().sum(dim=1))
         found = []
-        for texts, own in zip(stack.generate(slots, known.prompts, decoding), sums, strict=True):
+        for texts, own in zip(stack.generate(slots, known.prompts, self._decoding), sums, strict=True):
             decoded = known.tokenizer.batch_decode(texts, skip_special_tokens=True)
             ended = [len(ids) < options.max_new_tokens for ids in texts]
             given = as_numbers([_clean(text) for text in decoded], ended)
             loss = None if own is None else float(own[0] / own[1])
             found.append(Evaluation(given, loss, own is None or bool(torch.isfinite(own).all())))
         return found
+
+    @property
+    def _decoding(self) -> Decoding:
+        options = self.options
+        return Decoding(options.max_new_tokens, options.num_beams, options.length_penalty)
 
     def several(self, given: Sequence[Given]) -> NDArray[Any]:
         """All as wide as the widest."""
@@ -358,6 +364,25 @@ class Instruction(Task):
     def read(self, frame: pd.DataFrame) -> IntArray:
         """The responses, and which ended."""
         return as_numbers(frame["prediction"].tolist(), (frame["ended"] == "True").tolist())
+
+    # Model cards
+
+    def snippet(self, columns: Sequence[str], max_length: int, config: PretrainedConfig) -> str:
+        """The response."""
+        templates = self.options.template, self.options.template_with_input
+        return response_snippet(self.example, *templates, self._decoding, config.is_encoder_decoder)
+
+    @property
+    def always(self) -> str:
+        """A response."""
+        return "always writes a response, also where it knows none, and what it writes may be wrong"
+
+    def limits(self, max_length: int) -> str:
+        """In training and after it."""
+        return (
+            f"Prompts and responses had at most {max_length} tokens in training, and responses end after "
+            f"{self.options.max_new_tokens} at the latest; prompts are not cut."
+        )
 
 
 def _rows(split: Split) -> list[int]:

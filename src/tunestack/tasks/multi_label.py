@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -21,8 +21,8 @@ from tunestack.data.flags import COMMA, load_flags
 from tunestack.data.load import TextData
 from tunestack.errors import Problems
 from tunestack.tasks.answers import Answers
-from tunestack.tasks.base import Given, Split, Task
-from tunestack.tasks.classification import encode_texts, labels_of
+from tunestack.tasks.base import Given, Split, Task, literal
+from tunestack.tasks.classification import encode_texts, encoding_of_texts, labels_of
 from tunestack.tasks.flag_metrics import METRICS, FlagAnswers, flag_metrics
 from tunestack.tasks.metrics import Metric
 
@@ -153,6 +153,25 @@ class MultiLabel(Task):
         columns = [f"prob_{name}" for name in self.label_names]
         values: FloatArray = frame[columns].to_numpy().astype(float)  # Python reads floats exactly
         return values
+
+    def snippet(self, columns: Sequence[str], max_length: int, config: PretrainedConfig) -> str:
+        """The labels that are probable enough, joined as in the data."""
+        return (
+            f"{encoding_of_texts(self, columns, max_length)}\n"
+            f"labels = {literal(self.label_names)}\n"
+            "probabilities = model(**batch).logits[0].sigmoid().tolist()\n"
+            f"likely = [one >= {self.options.threshold} for one in probabilities]\n"
+            f"print({literal(self.options.separator or COMMA)}.join("
+            "label for label, one in zip(labels, likely) if one))"
+        )
+
+    @property
+    def always(self) -> str:
+        """Any of the labels."""
+        return (
+            f"answers with those of its {len(self.label_names)} labels whose probability is "
+            f"{self.options.threshold:g} or more, which may be none, and with no other"
+        )
 
     def _joined(self, flags: IntArray | NDArray[np.bool_]) -> list[str]:
         separator = self.options.separator or COMMA

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ from tunestack.data.squad import load_questions, name_of
 from tunestack.errors import Problem, UserError
 from tunestack.tasks import squad
 from tunestack.tasks.answers import Table
-from tunestack.tasks.base import Given, Split, Task, columns_of
+from tunestack.tasks.base import Given, Split, Task, columns_of, literal
 from tunestack.tasks.metrics import Metric
 from tunestack.tasks.spans import Windows, best_spans, check_questions, encode_windows, null_scores
 
@@ -67,8 +67,13 @@ class QuestionAnswering(Task):
     optional = ()
     default_metric = "f1"
     per_token = True
+    long_texts = "read in windows of"
     ranks = True
     options_class = QuestionAnsweringOptions
+    example: ClassVar[Mapping[str, str]] = {
+        "question": "Who wrote to Charles?",
+        "context": "In 1843 Ada wrote to Charles.",
+    }
 
     @classmethod
     def load(cls, config: DataConfig, options: Any) -> TextData:
@@ -86,9 +91,20 @@ class QuestionAnswering(Task):
         """Whether there are questions without an answer."""
         return bool(self.label_names)
 
-    def model_config(self, base: Base) -> PretrainedConfig:
+    @property
+    def _threshold(self) -> float:
+        """By how much no answer has to be better, as long as validation has not decided."""
+        threshold = self.options.null_threshold
+        return 0.0 if threshold == "tune" else float(threshold)
+
+    @property
+    def outputs(self) -> int:
         """Two numbers a token."""
-        return base.model_config(2)
+        return 2
+
+    def model_config(self, base: Base) -> PretrainedConfig:
+        """Without names: a number is no label's."""
+        return base.model_config(self.outputs)
 
     def check_base(self, base: Base, splits: Mapping[str, Split], max_length: int, places: int) -> None:
         """Questions must leave room for their contexts."""
@@ -146,8 +162,7 @@ class QuestionAnswering(Task):
         given[:, SCORE] = -np.inf  # only outputs that are not numbers leave it there
         score = best.score - null_scores(windows, outputs)[best.example]
         given[best.example, :NEEDED] = np.stack([best.start, best.end, score], axis=1)
-        threshold = self.options.null_threshold
-        return self.decided(given, {"null_threshold": 0.0 if threshold == "tune" else threshold})
+        return self.decided(given, {"null_threshold": self._threshold})
 
     def n_best(
         self, encoded: Encoded, outputs: Tensor, split: Split, count: int | None
@@ -258,6 +273,48 @@ class QuestionAnswering(Task):
         needed = frame["needed_score"] if self.unanswerable else pd.Series("-inf", frame.index)
         columns = [*(frame[name] for name in ("start", "end", "score")), needed]
         return np.stack([column.to_numpy().astype(float) for column in columns], axis=1)
+
+    def snippet(self, columns: Sequence[str], max_length: int, config: PretrainedConfig) -> str:
+        """The best span of one window, or an empty text where no answer is the better one."""
+        lines = [
+            *(f"{name} = {literal(self.example[name])}" for name in self.inputs),
+            f"longest = min({max_length}, tokenizer.model_max_length)",
+            "batch = tokenizer(  # one window; tunestack predict reads all of a long context, and has n best",
+            '    question, context, truncation="only_second", max_length=longest,',
+            '    return_offsets_mapping=True, return_tensors="pt",',
+            ")",
+            'offsets = batch.pop("offset_mapping")[0].tolist()',
+            "places = [",
+            "    token",
+            "    for token, (part, (begin, end)) in enumerate(zip(batch.sequence_ids(), offsets))",
+            "    if part == 1 and context[begin:end].strip()",
+            "]",
+            "output = model(**batch)",
+            "starts, ends = output.start_logits[0].tolist(), output.end_logits[0].tolist()",
+            "score, first, last = max(",
+            "    (starts[first] + ends[last], first, last)",
+            "    for first in places",
+            "    for last in places",
+            f"    if first <= last < first + {self.options.max_answer_tokens}",
+            ")",
+            "answer = context[offsets[first][0] : offsets[last][1]].strip()",
+        ]
+        if self.unanswerable:
+            lines += [
+                f"if starts[0] + ends[0] - score > {self._threshold}:",
+                '    answer = ""  # the score of the first token is that of no answer',
+            ]
+        return "\n".join([*lines, "print(answer)"])
+
+    @property
+    def always(self) -> str:
+        """A span, or nothing where it knows of that."""
+        if self.unanswerable:
+            return (
+                "answers with a part of the context, or with nothing where that scores higher by more than "
+                f"{self._threshold:g}"
+            )
+        return "always answers with a part of the context, also where that holds no answer"
 
 
 def _windows(encoded: Encoded) -> Windows:

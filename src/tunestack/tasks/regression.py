@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from peft import TaskType
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, PretrainedConfig
 
 from tunestack.arrays import FloatArray
 from tunestack.config import DataConfig
@@ -19,7 +19,7 @@ from tunestack.data.encode import Encoded
 from tunestack.data.load import TextData, load_text_data
 from tunestack.tasks.answers import Answers, Table
 from tunestack.tasks.base import Given, Split, Task
-from tunestack.tasks.classification import encode_texts
+from tunestack.tasks.classification import encode_texts, encoding_of_texts
 from tunestack.tasks.metrics import Metric
 
 if TYPE_CHECKING:
@@ -96,6 +96,18 @@ class Regression(Task):
     def typical(self, predictions: Sequence[Any]) -> str:
         """The median, to three digits."""
         return f"{np.median(np.asarray(predictions, dtype=float)):.3g}"
+
+    def snippet(self, columns: Sequence[str], max_length: int, config: PretrainedConfig) -> str:
+        """The number."""
+        return f"{encoding_of_texts(self, columns, max_length)}\nprint(model(**batch).logits.item())"
+
+    @property
+    def always(self) -> str:
+        """A number."""
+        return (
+            "always answers with a number, also for texts that cannot be rated, and not only with numbers "
+            "in the range of those that it was trained on"
+        )
 
 
 def numbers_of(split: Split) -> FloatArray:

@@ -15,6 +15,7 @@ from tunestack.arrays import IntArray
 from tunestack.data.encode import Encoded, pad, widened
 from tunestack.data.tables import listed
 from tunestack.errors import Problem, UserError
+from tunestack.tasks.base import Decoding, literal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -206,6 +207,38 @@ def as_numbers(texts: Sequence[str], ended: Sequence[bool]) -> IntArray:
 def as_texts(given: IntArray) -> list[str]:
     """The texts of `as_numbers`."""
     return ["".join(map(chr, line[line >= 0].tolist())) for line in np.asarray(given)[:, 1:]]
+
+
+def response_snippet(
+    record: Mapping[str, str], template: str, template_with_input: str, decoding: Decoding, both: bool
+) -> str:
+    """Python that prints the response of `model` to a record; both: whether it is an encoder-decoder."""
+    lines = [
+        f"record = {literal(record)}  # the input may be empty",
+        f"template = {literal(template)}",
+        f"template_with_input = {literal(template_with_input)}",
+        'prompt = (template_with_input if record["input"] else template).format(**record)',
+        'ids = tokenizer(prompt, return_tensors="pt").input_ids',
+    ]
+    if not both:
+        lines += [
+            "if ids[0, -1] == tokenizer.eos_token_id:  # some tokenizers end every text; this one goes on",
+            "    ids = ids[:, :-1]",
+        ]
+    options = {"do_sample": False, **vars(decoding)}
+    if decoding.num_beams == 1:
+        del options["length_penalty"]  # there is nothing to rank
+    lines += [
+        "written = model.generate(",
+        "    input_ids=ids,",
+        "    attention_mask=ids.new_ones(ids.shape),",
+        "    eos_token_id=tokenizer.eos_token_id,",
+        "    pad_token_id=tokenizer.pad_token_id,",
+        *(f"    {name}={value}," for name, value in options.items()),
+        f")[0{'' if both else ', ids.shape[1] :'}]",
+        "print(tokenizer.decode(written, skip_special_tokens=True).strip())",
+    ]
+    return "\n".join(lines)
 
 
 def fill(template: str, template_with_input: str, record: Mapping[str, str]) -> str:

@@ -32,7 +32,7 @@ from tunestack.config import DataConfig, Label, Settings
 from tunestack.data.encode import Encoded, encode, widened
 from tunestack.data.load import TextData, load_text_data
 from tunestack.errors import Problem, Problems, UserError, did_you_mean
-from tunestack.tasks.base import Split, columns_of
+from tunestack.tasks.base import Split, columns_of, literal
 from tunestack.tasks.classification import SequenceClassification
 from tunestack.tasks.responses import fields_of
 
@@ -297,6 +297,28 @@ class TextToText(SequenceClassification):
         known: Any = encoded
         logits: int = known.label_ids.shape[1] * known.vocabulary
         return encoded.lengths + logits // NUMBERS_A_TOKEN
+
+    # Model cards
+
+    def snippet(self, columns: Sequence[str], max_length: int, config: PretrainedConfig) -> str:
+        """The label whose text is the most probable one."""
+        written = {name: self.options.label_texts.get(name, name) for name in self.label_names}
+        return (
+            f"texts = {literal({name: self.example[name] for name in columns})}\n"
+            f"prompt = {literal(self.options.prompt)}.format(**texts)\n"
+            f"longest = min({max_length}, tokenizer.model_max_length)"
+            "  # tunestack predict cuts the text, and not the prompt around it\n"
+            'ids = tokenizer(prompt, truncation=True, max_length=longest, return_tensors="pt").input_ids\n'
+            f"label_texts = {literal(written)}\n\n\n"
+            "def log_probability(label):  # of what is written for it\n"
+            '    written = tokenizer(text_target=label_texts[label], return_tensors="pt").input_ids\n'
+            "    return -model(input_ids=ids, labels=written).loss.item() * written.shape[1]\n\n\n"
+            "print(max(label_texts, key=log_probability))"
+        )
+
+    def pipeline_snippet(self, columns: Sequence[str], max_length: int) -> str | None:
+        """None: a pipeline may write what is no label."""
+        return None
 
 
 def _no_room(limit: int) -> UserError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from peft import TaskType
 from torch import Tensor
-from transformers import AutoModelForTokenClassification
+from transformers import AutoModelForTokenClassification, PretrainedConfig
 
 from tunestack.arrays import IntArray
 from tunestack.config import DataConfig
@@ -24,7 +24,7 @@ from tunestack.data.tagged import load_tagged, padded_tags
 from tunestack.data.words import EncodedWords, encode_words, words_of
 from tunestack.errors import Problem, UserError
 from tunestack.tasks.answers import Answers, Table
-from tunestack.tasks.base import Evaluation, Forwards, Given, Split, Task, columns_of
+from tunestack.tasks.base import Evaluation, Forwards, Given, Split, Task, columns_of, literal
 from tunestack.tasks.chunk_metrics import chunk_metrics, statistics_of
 from tunestack.tasks.metrics import Metric
 
@@ -55,6 +55,7 @@ class TokenClassification(Task):
     reads_words = True
     long_texts = "read in rows of"
     counted = "words"
+    example: ClassVar[Mapping[str, str]] = {"tokens": "Ada wrote to Charles"}
 
     @cached_property
     def scheme(self) -> Scheme:
@@ -209,6 +210,34 @@ class TokenClassification(Task):
     def shown(self, split: Split, index: int) -> str:
         """The words, with spaces between them."""
         return " ".join(words_of(split["tokens"][index]))
+
+    def snippet(self, columns: Sequence[str], max_length: int, config: PretrainedConfig) -> str:
+        """The tags of a sentence's words, which are found as `encode_words` finds them."""
+        return (
+            f"longest = min({max_length}, tokenizer.model_max_length)\n"
+            f"text = {literal(self.example['tokens'])}  # words with spaces between them\n"
+            "batch = tokenizer(\n"
+            "    text, truncation=True, max_length=longest, return_offsets_mapping=True, "
+            'return_tensors="pt"\n'
+            ")  # words that this cuts off have no tag here; tunestack predict reads them in further rows\n"
+            'offsets = batch.pop("offset_mapping")[0].tolist()\n'
+            "begins = [-1 if own is None else one[0] for own, one in zip(batch.sequence_ids(), offsets)]\n"
+            f"tags = {literal(self.label_names)}\n"
+            "found = model(**batch).logits[0].argmax(dim=-1).tolist()\n"
+            "answer, end = [], 0\n"
+            "for word in text.split():\n"
+            "    own = [tags[tag] for tag, begin in zip(found, begins) if begin >= end]\n"
+            "    answer += own[:1]  # the tag of the word's first token, which may hold the space before it\n"
+            "    end = text.index(word, end) + len(word)\n"
+            "print(*answer)"
+        )
+
+    @property
+    def always(self) -> str:
+        """A tag a word."""
+        return (
+            f"always gives each word one of its {len(self.label_names)} tags, also in texts of another kind"
+        )
 
     def _joined(self, rows: Sequence[Sequence[int]]) -> list[str]:
         return [" ".join(self.label_names[tag] for tag in row) for row in rows]
