@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +14,7 @@ import pytest
 import torch
 from sklearn import metrics as sk
 
+import fresh
 import runs
 import tiny
 import tunestack
@@ -170,14 +168,9 @@ def test_every_lora_adapter_loads_with_peft_on_the_plain_base(
     encoded = work.task.encode(work.base, {"text": texts}, 512)
     batch = pad([(encoded, np.arange(len(texts)))], work.base.tokenizer.pad_token_id)
     (tmp_path / "batch.json").write_text(json.dumps({name: ids.tolist() for name, ids in batch.items()}))
-    done = subprocess.run(
-        [sys.executable, "-c", ORACLE, work.base.name, str(tmp_path / "batch.json"), *adapters],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    for folder, theirs in json.loads(done.stdout).items():
+    done = fresh.python(ORACLE, work.base.name, tmp_path / "batch.json", *adapters)
+    assert done.code == 0, done.err
+    for folder, theirs in json.loads(done.out).items():
         predictor = predictors[folder]
         ours = predictor._stack.outputs([predictor._seat], encoded)[0]
         torch.testing.assert_close(ours, torch.tensor(theirs["logits"]), rtol=0, atol=1e-5)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import subprocess
-import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +17,7 @@ from peft import PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import Tensor
 
+import fresh
 import tiny
 from families import FAMILIES, PEFT_CANNOT, Family
 from tunestack.bases import Base
@@ -425,10 +424,8 @@ def test_everything_loads_in_a_fresh_process(tmp_path: Path) -> None:
             expected[folder.name] = stack.answers([slot], encoded)[0].given
     asked, answered = tmp_path / "asked.json", tmp_path / "answered.json"
     asked.write_text(json.dumps([places, texts]))
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, str(asked), str(answered)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    done = fresh.python(LOAD, asked, answered)
+    assert done.code == 0, done.err
     answers = json.loads(answered.read_text())
     assert len(answers) == 2 * len(FAMILIES) - 1
     for name, probabilities in answers.items():
