@@ -1,8 +1,6 @@
 """Fixtures that several test files share."""
 
-import os
-import subprocess
-import sys
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
+import fresh
+from fresh import Finished
+
 torch.set_num_threads(1)  # tiny models gain nothing from more
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: to look through it in every garbage collection takes a third of a second."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -34,31 +40,10 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@dataclass(frozen=True)
-class Finished:
-    """A command that ended."""
-
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture(scope="session")
 def command() -> Callable[..., Finished]:
     """Run `tunestack ...` in a process of its own."""
-
-    def run(*arguments: object, cwd: Path | None = None) -> Finished:
-        done = subprocess.run(
-            [sys.executable, "-m", "tunestack", *map(str, arguments)],
-            cwd=cwd,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "120"},
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
-        return Finished(done.returncode, done.stdout, done.stderr)
-
-    return run
+    return fresh.tunestack
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import torch
 from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
 from torch import nn
 
+import fresh
 import tiny
 from tunestack.bases import Base
 from tunestack.data.encode import pad
@@ -195,10 +194,8 @@ def assert_loads_in_plain_peft(folder: Path, cases: list[tuple[str, bool, str, d
         assert_reads_back(place / "adapter", stack, slot)
     asked, answered = folder / "asked.json", folder / "answered.json"
     asked.write_text(json.dumps(places))
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, str(asked), str(answered)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    done = fresh.python(LOAD, asked, answered)
+    assert done.code == 0, done.err
     for name, logits in json.loads(answered.read_text()).items():
         torch.testing.assert_close(
             torch.tensor(logits),

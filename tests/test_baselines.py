@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import AutoModelForSequenceClassification
 
+import fresh
 from tunestack.baselines.base import Baseline, Fitted, read_saved
 from tunestack.baselines.linear_probe import Encoder, FeatureCache, LinearProbe
 from tunestack.baselines.logistic import STRENGTHS, Logistic, LogisticOptions, fit_logistic
@@ -352,11 +351,11 @@ def test_a_saved_baseline_gives_the_same_in_a_fresh_process(name: str, paired: b
     fitted.save(tmp_path / "saved")
     assert {path.suffix for path in (tmp_path / "saved").iterdir()} == {".json", ".safetensors"}
     out = tmp_path / "fresh.npz"
-    arguments = [str(tmp_path / "saved"), str(out), json.dumps(NEW), json.dumps(new_pairs)]
-    subprocess.run([sys.executable, "-c", _FRESH, *arguments], check=True, timeout=120)
-    fresh = np.load(out)
-    np.testing.assert_allclose(fresh["p"], fitted.answers(NEW, new_pairs), atol=1e-7)
-    assert fresh["n"].tolist() == [fitted.trainable_parameters, fitted.total_parameters]
+    done = fresh.python(_FRESH, tmp_path / "saved", out, json.dumps(NEW), json.dumps(new_pairs))
+    assert done.code == 0, done.err
+    found = np.load(out)
+    np.testing.assert_allclose(found["p"], fitted.answers(NEW, new_pairs), atol=1e-7)
+    assert found["n"].tolist() == [fitted.trainable_parameters, fitted.total_parameters]
 
 
 @pytest.mark.parametrize("file", ["baseline.json", "baseline.safetensors", "vocabulary.json"])

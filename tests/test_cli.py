@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import resource
 import signal
 import subprocess
@@ -451,20 +450,6 @@ def test_the_display_counts_on_from_what_it_is_told(monkeypatch: pytest.MonkeyPa
     assert shown(done_before, *trial("b.seed-2"), *trial("b.seed-3", "failed"), unmeasured) == (
         "3 of 15 trials done · training the best 3 again · 2.0 trials a minute · 6:00 left"
     )
-
-
-def test_what_a_comparison_prints_elsewhere_is_plain_lines(whole_run: Any) -> None:
-    lines = whole_run.command.err.splitlines()
-    trials = [f"lora-lora_alpha=8-r={r}.seed-{seed}" for r in (2, 4) for seed in (1, 2)]
-    for trial in trials:
-        of_trial = [line.removeprefix(f"{trial}: ") for line in lines if line.startswith(f"{trial}: ")]
-        assert [re.sub(r"\d\.\d+", "#", line) for line in of_trial] == [
-            "started",
-            "epoch 1, loss #, f1 #",
-            "epoch 2, loss #, f1 #",
-            "done",
-        ]
-    assert "\x1b" not in whole_run.command.err + whole_run.command.out
 
 
 def test_the_version_is_that_of_the_package() -> None:

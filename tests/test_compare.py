@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+import re
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 import torch
 from sklearn import metrics as sk
 
+import fresh
 import runs
 import tiny
 import tunestack
@@ -170,19 +170,37 @@ def test_every_lora_adapter_loads_with_peft_on_the_plain_base(
     encoded = work.task.encode(work.base, {"text": texts}, 512)
     batch = pad([(encoded, np.arange(len(texts)))], work.base.tokenizer.pad_token_id)
     (tmp_path / "batch.json").write_text(json.dumps({name: ids.tolist() for name, ids in batch.items()}))
-    done = subprocess.run(
-        [sys.executable, "-c", ORACLE, work.base.name, str(tmp_path / "batch.json"), *adapters],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    for folder, theirs in json.loads(done.stdout).items():
+    done = fresh.python(ORACLE, work.base.name, tmp_path / "batch.json", *adapters)
+    assert done.code == 0, done.err
+    for folder, theirs in json.loads(done.out).items():
         predictor = predictors[folder]
         ours = predictor._stack.outputs([predictor._seat], encoded)[0]
         torch.testing.assert_close(ours, torch.tensor(theirs["logits"]), rtol=0, atol=1e-5)
         counted = costs[adapters[folder]]
         assert [counted.trainable_parameters, counted.total_parameters] == theirs["counts"]
+
+
+def test_what_a_comparison_prints_elsewhere_is_plain_lines(whole_run: Any) -> None:
+    lines = whole_run.command.err.splitlines()
+    trials = [f"lora-lora_alpha=8-r={r}.seed-{seed}" for r in (2, 4) for seed in (1, 2)]
+    for trial in trials:
+        of_trial = [line.removeprefix(f"{trial}: ") for line in lines if line.startswith(f"{trial}: ")]
+        assert [re.sub(r"\d\.\d+", "#", line) for line in of_trial] == [
+            "started",
+            "epoch 1, loss #, f1 #",
+            "epoch 2, loss #, f1 #",
+            "done",
+        ]
+    assert "\x1b" not in whole_run.command.err + whole_run.command.out
+
+
+def test_slots_and_costs_may_differ_when_a_run_is_taken_up(
+    whole_run: Any, results: Results, tmp_path: Path
+) -> None:
+    output = str(shutil.copytree(whole_run.folder, tmp_path / "moved"))
+    free = {"slots": 1, "measure_costs": False, "output": output}
+    again = runs.compare({**read_yaml(whole_run.config), **free})
+    assert [c.costs for c in again.candidates] == [c.costs for c in results.candidates]  # none is lost
 
 
 def test_the_run_again_trains_nothing_and_says_the_same(whole_run: Any, results: Results) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import subprocess
-import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +17,7 @@ from peft import PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import Tensor
 
+import fresh
 import tiny
 from families import FAMILIES, PEFT_CANNOT, Family
 from tunestack.bases import Base
@@ -365,9 +364,15 @@ def test_a_refusal_names_what_can_work(bench: Callable[[str], Bench], kind: str,
         assert len(told) > 60
 
 
-@pytest.mark.parametrize("recomputed", [False, True])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("kind", ["roberta", "llama"])
+@pytest.mark.parametrize(
+    ("kind", "dtype", "recomputed"),
+    [  # every two of them in every combination
+        ("roberta", "float32", False),
+        ("roberta", "bfloat16", True),
+        ("llama", "float32", True),
+        ("llama", "bfloat16", False),
+    ],
+)
 def test_whole_trainings_together_equal_those_alone(
     tmp_path: Path, kind: str, dtype: str, recomputed: bool
 ) -> None:
@@ -425,10 +430,8 @@ def test_everything_loads_in_a_fresh_process(tmp_path: Path) -> None:
             expected[folder.name] = stack.answers([slot], encoded)[0].given
     asked, answered = tmp_path / "asked.json", tmp_path / "answered.json"
     asked.write_text(json.dumps([places, texts]))
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, str(asked), str(answered)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    done = fresh.python(LOAD, asked, answered)
+    assert done.code == 0, done.err
     answers = json.loads(answered.read_text())
     assert len(answers) == 2 * len(FAMILIES) - 1
     for name, probabilities in answers.items():

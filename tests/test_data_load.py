@@ -1,9 +1,6 @@
 """From files to labelled splits, and clear errors for what cannot work."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +9,7 @@ import pytest
 import yaml
 from datasets import ClassLabel, Dataset, Features, Value
 
+import fresh
 from tunestack.config import DataConfig
 from tunestack.data import TextData, load_text_data
 from tunestack.data.sources import PACKAGED, _read_hub, read_source
@@ -196,14 +194,7 @@ def test_hub_out_of_reach_names_local_alternatives() -> None:
     """In a process of its own: offline mode is read when the library is imported."""
     code = "from tunestack.config import DataConfig; from tunestack.data import load_text_data\n"
     code += "load_text_data(DataConfig(train='someone/some-dataset'))"
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    last = run.stderr.strip().splitlines()[-1]
+    last = fresh.python(code).err.strip().splitlines()[-1]
     assert last.startswith("tunestack.errors.UserError: data.train 'someone/some-dataset'")
     assert "a local file (.csv" in last
     assert "packaged:emergencies" in last

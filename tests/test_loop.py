@@ -21,7 +21,7 @@ from tunestack.stack import loop
 from tunestack.stack.events import Event
 from tunestack.stack.loop import train
 from tunestack.stack.slot import Slot, Trial
-from tunestack.stack.stack import NO_ROOM
+from tunestack.stack.stack import NO_ROOM, Workload
 
 
 class Interrupted:
@@ -38,6 +38,19 @@ class Interrupted:
             raise KeyboardInterrupt
 
 
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workload, list[Trial], dict[str, tiny.Ended]]:
+    """Three trials, and what they reach in two slots without an interruption."""
+    base = tiny.random_base(tmp_path_factory.mktemp("three"), "bert")
+    work = tiny.workload(base)
+    trials = [
+        tiny.trial(base, "a", 1, lr_scheduler_type="cosine", warmup_ratio=0.2, lora_dropout=0.1),
+        tiny.trial(base, "b", 2, epochs=1.4, batch_size=4, early_stopping_patience=1, base_dropout=True),
+        tiny.trial(base, "c", 3, epochs=2, lr_scheduler_type="linear", class_weights="balanced"),
+    ]
+    return work, trials, tiny.run(work, trials, slots=2)
+
+
 @pytest.mark.parametrize(
     ("kind", "at"),
     [
@@ -45,15 +58,10 @@ class Interrupted:
         *(("evaluated", 0), ("evaluated", 2), ("started", 2), ("finished", 0), ("finished", 1)),
     ],
 )
-def test_interrupted_and_resumed_is_as_if_nothing_had_happened(tmp_path: Path, kind: str, at: int) -> None:
-    base = tiny.random_base(tmp_path, "bert")
-    work = tiny.workload(base)
-    trials = [
-        tiny.trial(base, "a", 1, lr_scheduler_type="cosine", warmup_ratio=0.2, lora_dropout=0.1),
-        tiny.trial(base, "b", 2, epochs=1.4, batch_size=4, early_stopping_patience=1, base_dropout=True),
-        tiny.trial(base, "c", 3, epochs=2, lr_scheduler_type="linear", class_weights="balanced"),
-    ]
-    whole = tiny.run(work, trials, slots=2)
+def test_interrupted_and_resumed_is_as_if_nothing_had_happened(
+    three: tuple[Workload, list[Trial], dict[str, tiny.Ended]], tmp_path: Path, kind: str, at: int
+) -> None:
+    work, trials, whole = three
     checkpoints = tmp_path / "checkpoints"
     with pytest.raises(KeyboardInterrupt):
         tiny.run(work, trials, slots=2, notify=Interrupted(kind, at), checkpoints=checkpoints)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import tiny
-from conftest import Finished
 from families import FAMILIES
+from fresh import Finished
 from tunestack.baselines.registry import BASELINES
 from tunestack.errors import UserError
 from tunestack.matrix import Matrix, markdown, overview, probe

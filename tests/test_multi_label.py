@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from sklearn import metrics as sk
 from sklearn.linear_model import LogisticRegression
 from transformers import AutoModelForSequenceClassification
 
+import fresh
 import oracle
 import tiny
 from task_samples import FLAGS
@@ -341,14 +340,9 @@ def test_the_saved_adapter_loads_in_plain_peft(method: str, tmp_path: Path) -> N
         "batch": {k: v.tolist() for k, v in task.batch([(encoded, np.arange(9))], 0, [0]).items()},
     }
     (tmp_path / "asked.json").write_text(json.dumps(place))
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, str(tmp_path / "asked.json")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    logits = torch.tensor(json.loads(done.stdout.splitlines()[-1]))
+    done = fresh.python(LOAD, tmp_path / "asked.json")
+    assert done.code == 0, done.err
+    logits = torch.tensor(json.loads(done.out.splitlines()[-1]))
     np.testing.assert_allclose(torch.sigmoid(logits).numpy(), expected, atol=1e-5)
 
 

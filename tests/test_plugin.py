@@ -141,69 +141,6 @@ def test_what_peft_saves_loads_in_peft_and_in_the_stack(tmp_path: Path, name: st
     torch.testing.assert_close(logits_of(stack, slot, inputs()), expected, rtol=1e-5, atol=1e-5)
 
 
-LOAD = """
-import sys
-import tunestack
-assert "peft" not in sys.modules and "torch" not in sys.modules
-import importlib.util
-assert importlib.util.find_spec("peft") is not None  # others ask whether it exists
-import json, torch
-from transformers import AutoModelForSequenceClassification
-from peft import PeftModel
-results = {}
-for name, place in json.load(open(sys.argv[1])).items():
-    torch.manual_seed(123)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        place["base"], num_labels=2, dtype="float32", pad_token_id=0
-    )
-    model = PeftModel.from_pretrained(model, place["adapter"]).eval()
-    inputs = {name: torch.tensor(rows) for name, rows in place["batch"].items()}
-    with torch.no_grad():
-        results[name] = model(**inputs).logits.tolist()
-assert "tunestack.api" not in sys.modules and "tunestack.methods.registry" not in sys.modules
-json.dump(results, open(sys.argv[2], "w"))
-"""
-
-
-def test_what_the_stack_saves_loads_in_peft_in_a_fresh_process(tmp_path: Path) -> None:
-    cases: dict[str, tuple[str, bool, str, dict[str, Any]]] = {
-        "bert": ("bert", False, "series", {"scaling": "learned"}),
-        "bert with a head": ("bert", True, "parallel", {"modules_to_save": ["pooler"]}),
-        "distilbert": ("distilbert", False, "parallel", {"after": ["attention", "ffn"]}),
-        "llama": ("llama", True, "parallel", {"target_modules": ["up_proj", "v_proj"], "scaling": 0.5}),
-        "gpt2": ("gpt2", False, "series", {"after": "ffn", "non_linearity": "relu"}),
-        "bloom": ("bloom", False, "parallel", {"init_weights": "bert"}),
-    }
-    places, expected = {}, {}
-    for name, (kind, head, method, fields) in cases.items():
-        place = tmp_path / name.replace(" ", "-")
-        place.mkdir()
-        saved = tiny.save_base(place, kind, head=head)
-        stack, slot, _ = open_slot(tiny.open_base(str(saved)), method=method, bottleneck_size=3, **fields)
-        disturb(slot)
-        save(place / "adapter", stack, slot)
-        batch, _ = batch_of(slot, stack)
-        expected[name] = logits_of(stack, slot, batch)
-        places[name] = {
-            "base": str(saved),
-            "adapter": str(place / "adapter"),
-            "batch": {key: tensor.tolist() for key, tensor in batch.items()},
-        }
-        assert_reads_back(place / "adapter", stack, slot)
-    asked, answered = tmp_path / "asked.json", tmp_path / "answered.json"
-    asked.write_text(json.dumps(places))
-    run(LOAD, str(asked), str(answered))
-    for name, logits in json.loads(answered.read_text()).items():
-        torch.testing.assert_close(torch.tensor(logits), expected[name], rtol=1e-5, atol=1e-5)
-
-
-def run(code: str, *arguments: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False, timeout=200
-    )
-    assert done.returncode == 0, done.stderr
-
-
 ORDERS = """
 import os, sys, traceback
 import accelerate, torch, transformers.modeling_utils  # what takes long, once for all that follow
@@ -232,15 +169,71 @@ for first in sys.argv[1:]:
 """
 
 
-def test_it_registers_whatever_comes_first() -> None:
-    run(
-        ORDERS,
+LOAD = """
+import tunestack
+assert "peft" not in sys.modules
+import importlib.util
+assert importlib.util.find_spec("peft") is not None  # others ask whether it exists
+import json
+from transformers import AutoModelForSequenceClassification
+from peft import PeftModel
+results = {}
+for name, place in json.load(open(asked)).items():
+    torch.manual_seed(123)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        place["base"], num_labels=2, dtype="float32", pad_token_id=0
+    )
+    model = PeftModel.from_pretrained(model, place["adapter"]).eval()
+    inputs = {name: torch.tensor(rows) for name, rows in place["batch"].items()}
+    with torch.no_grad():
+        results[name] = model(**inputs).logits.tolist()
+assert "tunestack.api" not in sys.modules and "tunestack.methods.registry" not in sys.modules
+json.dump(results, open(answered, "w"))
+"""
+
+
+def test_whatever_comes_first_it_registers_and_what_the_stack_saves_loads_in_peft(tmp_path: Path) -> None:
+    """In fresh processes."""
+    cases: dict[str, tuple[str, bool, str, dict[str, Any]]] = {
+        "bert": ("bert", False, "series", {"scaling": "learned"}),
+        "bert with a head": ("bert", True, "parallel", {"modules_to_save": ["pooler"]}),
+        "distilbert": ("distilbert", False, "parallel", {"after": ["attention", "ffn"]}),
+        "llama": ("llama", True, "parallel", {"target_modules": ["up_proj", "v_proj"], "scaling": 0.5}),
+        "gpt2": ("gpt2", False, "series", {"after": "ffn", "non_linearity": "relu"}),
+        "bloom": ("bloom", False, "parallel", {"init_weights": "bert"}),
+    }
+    places, expected = {}, {}
+    for name, (kind, head, method, fields) in cases.items():
+        place = tmp_path / name.replace(" ", "-")
+        place.mkdir()
+        saved = tiny.save_base(place, kind, head=head)
+        stack, slot, _ = open_slot(tiny.open_base(str(saved)), method=method, bottleneck_size=3, **fields)
+        disturb(slot)
+        save(place / "adapter", stack, slot)
+        batch, _ = batch_of(slot, stack)
+        expected[name] = logits_of(stack, slot, batch)
+        places[name] = {
+            "base": str(saved),
+            "adapter": str(place / "adapter"),
+            "batch": {key: tensor.tolist() for key, tensor in batch.items()},
+        }
+        assert_reads_back(place / "adapter", stack, slot)
+    asked, answered = tmp_path / "asked.json", tmp_path / "answered.json"
+    asked.write_text(json.dumps(places))
+    orders = (
         "import tunestack",
         "import peft; assert 'BOTTLENECK' not in peft.PeftType.__members__",
         "from tunestack import BottleneckConfig",
         "import tunestack.plugin.tuner",
         "import tunestack.methods.registry",
+        f"asked, answered = {str(asked)!r}, {str(answered)!r}\n{LOAD}",
     )
+    done = subprocess.run(
+        [sys.executable, "-c", ORDERS, *orders], capture_output=True, text=True, check=False, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    for name, logits in json.loads(answered.read_text()).items():
+        torch.testing.assert_close(torch.tensor(logits), expected[name], rtol=1e-5, atol=1e-5)
 
 
 def test_a_config_survives_its_file(tmp_path: Path) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
-import sys
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
+import fresh
 import tiny
 from tunestack.bases import Base
 from tunestack.bases.base import LoadedModel
@@ -363,10 +362,8 @@ def test_what_is_saved_loads_in_peft_in_a_fresh_process_and_here(tmp_path: Path)
             expected[adapter.name] = logits
     asked, answered = tmp_path / "asked.json", tmp_path / "answered.json"
     asked.write_text(json.dumps(places))
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, str(asked), str(answered)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    done = fresh.python(LOAD, asked, answered)
+    assert done.code == 0, done.err
     for name, logits in json.loads(answered.read_text()).items():
         torch.testing.assert_close(torch.tensor(logits), expected[name], rtol=1e-5, atol=1e-5)
 

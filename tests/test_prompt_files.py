@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import torch
 from peft import get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
+import fresh
 import oracle
 import runs
 import tiny
@@ -82,13 +81,8 @@ def test_what_is_saved_loads_in_peft_in_a_fresh_process(tmp_path: Path) -> None:
         torch.testing.assert_close(logits.detach(), expected[name], rtol=1e-6, atol=1e-6)
     asked, answered = tmp_path / "asked.json", tmp_path / "answered.json"
     asked.write_text(json.dumps(places))
-    done = subprocess.run(
-        [sys.executable, "-c", oracle.LOAD, str(asked), str(answered)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = fresh.python(oracle.LOAD, asked, answered)
+    assert done.code == 0, done.err
     for name, logits in json.loads(answered.read_text()).items():
         torch.testing.assert_close(torch.tensor(logits), expected[name], rtol=1e-5, atol=1e-5)
 

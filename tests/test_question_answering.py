@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
+import fresh
 import oracle
 import runs
 import tiny
@@ -157,10 +156,8 @@ def test_adapters_load_in_plain_peft(tmp_path: Path) -> None:
         }
     asked, answered = tmp_path / "asked.json", tmp_path / "answered.json"
     asked.write_text(json.dumps(places))
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, str(asked), str(answered)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    done = fresh.python(LOAD, asked, answered)
+    assert done.code == 0, done.err
     for name, logits in json.loads(answered.read_text()).items():
         theirs = torch.stack([torch.tensor(part) for part in logits], dim=-1)
         own = theirs[:, theirs.shape[1] - expected[name].shape[1] :]  # prompts answer for their places, too

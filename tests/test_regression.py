@@ -27,9 +27,11 @@ import tunestack
 from task_samples import RATED
 from tunestack.baselines.registry import find_baseline
 from tunestack.baselines.ridge import RidgeOptions, fit_ridge
+from tunestack.comparison import costs
 from tunestack.comparison.statistics import compare_to_best, paired_bootstrap, summarize
 from tunestack.config import DataConfig
 from tunestack.errors import UserError
+from tunestack.results import Costs
 from tunestack.tasks.regression import METRICS, Regression
 
 TASK = Regression()
@@ -322,6 +324,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
         methods=["majority", {"method": "tfidf", "min_df": 1}, "linear-probe", LORA],
         seeds=2,
         training={"epochs": 2, "learning_rate": 5e-3},
+        measure_costs=False,
         output=folder / "run",
         progress=False,
     )
@@ -378,7 +381,18 @@ def test_a_report_reads_as_one_of_numbers(compared: tuple[Path, Any]) -> None:
     assert "class_weight" not in by_name["tfidf"].hyperparameters
     if results.hard_examples:
         assert f"that every candidate {Regression.misses}" in page
-    assert by_name["lora"].costs.inference_examples_per_second > 0
+
+
+def test_every_candidate_has_its_costs(
+    compared: tuple[Path, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, results = compared
+    for candidate in results.candidates:
+        costs.main(str(folder / "run"), candidate.name)
+        measured = Costs.model_validate_json(capsys.readouterr().out.splitlines()[-1])
+        assert measured.train_seconds is not None
+        assert measured.inference_examples_per_second is not None
+        assert measured.inference_examples_per_second > 0
 
 
 def test_hard_examples_are_those_that_all_miss_by_far(compared: tuple[Path, Any]) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +14,6 @@ import runs
 from tunestack.comparison.checks import IDENTITY
 from tunestack.errors import UserError
 from tunestack.results import Results
-from tunestack.settings import read_yaml
 from tunestack.stack.events import Event
 
 METHODS = [
@@ -24,11 +21,6 @@ METHODS = [
     {"method": "lora", "grid": {"r": [2, 3]}, "lora_dropout": 0.1},
     {"method": "full", "training": {"learning_rate": 1e-3}},
 ]
-
-
-@pytest.fixture(scope="module")
-def results(whole_run: Any) -> Results:
-    return Results.load(whole_run.folder / "results.json")
 
 
 @pytest.fixture(scope="module")
@@ -76,15 +68,6 @@ def test_no_step_is_lost_to_ctrl_c(tiny_data: Path, tmp_path: Path) -> None:
     runs.compare(values, events.append)
     assert [event.step for event in events if event.kind == "started"] == [3, 3]
     assert sum(event.kind == "step" for event in events) == 2 * (2 * 5 - 3)
-
-
-def test_slots_and_costs_may_differ_when_a_run_is_taken_up(
-    whole_run: Any, results: Results, tmp_path: Path
-) -> None:
-    output = str(shutil.copytree(whole_run.folder, tmp_path / "moved"))
-    free = {"slots": 1, "measure_costs": False, "output": output}
-    again = runs.compare({**read_yaml(whole_run.config), **free})
-    assert [c.costs for c in again.candidates] == [c.costs for c in results.candidates]  # none is lost
 
 
 def test_without_costs_the_verdict_says_that_none_were_there_to_choose_by(uninterrupted: Results) -> None:

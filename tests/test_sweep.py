@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +13,7 @@ import safetensors.torch
 import torch
 import yaml
 
+import fresh
 import runs
 import tunestack
 from tunestack.comparison.folder import RunFolder
@@ -266,16 +264,10 @@ def test_a_sweep_killed_twenty_times_has_every_trial_once(tiny_data: Path, tmp_p
     values = settings(
         tiny_data, tmp_path / "run", trials=12, training={"epochs": 10}, sampler="random", pruner="none"
     )
-    worker = Path(__file__).with_name("sweep_worker.py")
-    done = subprocess.run(
-        [sys.executable, str(worker), json.dumps(values), "20", "0.5"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split()[-1] == "20"
+    worker = Path(__file__).with_name("sweep_worker.py").read_text(encoding="utf-8")
+    done = fresh.python(worker, json.dumps(values), 20, 0.5)
+    assert done.code == 0, done.err[-3000:]
+    assert done.out.split()[-1] == "20"
     search = Results.load(tmp_path / "run/results.json").search
     assert search is not None
     assert [trial.number for trial in search.trials] == list(range(12))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from seqeval.metrics.sequence_labeling import get_entities
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoModelForTokenClassification, PreTrainedTokenizerFast
 
+import fresh
 import oracle
 import tiny
 import tunestack
@@ -493,14 +492,9 @@ def test_saved_adapters_load_in_plain_peft(tmp_path: Path) -> None:
         "batch": {name: tensor.tolist() for name, tensor in batch.items()},
     }
     (tmp_path / "asked.json").write_text(json.dumps(place))
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, str(tmp_path / "asked.json")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    for method, logits in json.loads(done.stdout.splitlines()[-1]).items():
+    done = fresh.python(LOAD, tmp_path / "asked.json")
+    assert done.code == 0, done.err
+    for method, logits in json.loads(done.out.splitlines()[-1]).items():
         theirs = torch.tensor(logits)[:, -tokens_of(batch) :]
         for row, length in enumerate(encoded.lengths):
             torch.testing.assert_close(

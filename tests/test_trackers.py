@@ -6,7 +6,6 @@ import http.server
 import json
 import socket
 import struct
-import subprocess
 import sys
 import threading
 import time
@@ -24,6 +23,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from typer.testing import CliRunner
 from wandb.proto.wandb_internal_pb2 import Record
 
+import fresh
 import runs
 import tunestack
 from tunestack.cli.app import app
@@ -594,8 +594,8 @@ def test_no_tracker_is_imported_unless_asked_for() -> None:
         "plan.check_trackers([], Problems())\n"
         "print(sorted({'mlflow', 'tensorboard', 'wandb'} & sys.modules.keys()))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    done = fresh.python(code)
+    assert done.out.strip() == "[]", done.err
 
 
 def test_trackers_may_differ_when_a_run_is_taken_up(tiny_data: Path, tmp_path: Path) -> None:
