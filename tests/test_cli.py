@@ -240,6 +240,17 @@ def test_flags_alone_make_a_sweep(cli: Any, tiny_data: Path, tmp_path: Path) -> 
     assert again.config["measure_costs"] is True
 
 
+def test_seeds_without_anything_to_confirm_are_refused(cli: Any, tiny_data: Path, tmp_path: Path) -> None:
+    done = cli(
+        *("sweep", tiny_data / "train.csv", "--base", tiny_data / "saved-bert", "--method", "lora"),
+        *("--text", "text", "--label", "label", "--search", "r=1,2", "--seeds", 2),
+        *("--output", tmp_path / "run"),
+    )
+    assert done.exit_code == 2
+    assert "Add --confirm 3" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_flags_alone_make_a_comparison(cli: Any, tiny_data: Path, tmp_path: Path) -> None:
     done = cli(
         *("compare", tiny_data / "train.csv", "--validation", tiny_data / "validation.csv"),

@@ -300,6 +300,13 @@ def test_the_table_is_what_the_prediction_files_say(finished: tuple[Path, SuiteR
     assert averages == sorted(averages, reverse=True)
 
 
+def test_a_suites_folder_is_not_one_comparisons(finished: tuple[Path, SuiteResults]) -> None:
+    run, _ = finished
+    with pytest.raises(UserError, match="found that of a suite") as error:
+        tunestack.load(run)
+    assert str(run / "cola") in str(error.value)
+
+
 def test_files_that_a_suite_writes(finished: tuple[Path, SuiteResults]) -> None:
     run, results = finished
     assert SuiteResults.load(run / "suite.json") == results

@@ -24,6 +24,7 @@ import tiny
 import tunestack
 from tunestack import BottleneckConfig
 from tunestack.adapters import open_adapter, read_config
+from tunestack.choice import choose
 from tunestack.errors import UserError
 from tunestack.results import Results, SeedResult
 
@@ -578,10 +579,18 @@ def test_predict_on_the_command_line(
     out = tmp_path / "[bold]out.csv"
     done = command("predict", run, tiny_data / "test.csv", "--out", out, "--device", "cpu")
     assert done.code == 0, done.err
-    assert f"16 rows labelled: {out}" in done.out
+    shipped = choose(run).candidate
+    assert shipped is not None
+    assert f"16 rows labelled with {shipped.name}, seed " in done.out
+    assert str(out) in done.out
     frame = pd.read_csv(out)
     assert list(frame.columns) == ["text", "label", "prediction", "prob_calm", "prob_urgent"]
     assert frame["prediction"].tolist() == tunestack.load(run).predict(frame["text"].tolist())
+    asked = ("predict", run, tiny_data / "test.csv", "--out", out, "--overwrite")
+    done = command(*asked, "--candidate", "majority")
+    assert "16 rows labelled with majority" in done.out
+    assert pd.read_csv(out)["prediction"].nunique() == 1
+    assert "one of the candidates" in command(*asked, "--candidate", "majorty").err
 
 
 def test_a_folder_cannot_ask_for_its_base_to_be_trusted(run: Path, tmp_path: Path) -> None:

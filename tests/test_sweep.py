@@ -16,6 +16,7 @@ import yaml
 import fresh
 import runs
 import tunestack
+from tunestack.choice import choose
 from tunestack.comparison.folder import RunFolder
 from tunestack.comparison.plan import with_metric
 from tunestack.errors import UserError
@@ -225,6 +226,19 @@ def test_the_best_are_confirmed_with_several_seeds_and_only_then_tested(
     assert confirmed.verdict is not None
     chosen = yaml.safe_load((tmp_path / "run/best.yaml").read_text())["methods"]
     assert [entry["name"] for entry in chosen] == [confirmed.verdict.ship]
+
+    # What is predicted with, exported and described is what the verdict rests on.
+    used = choose(tmp_path / "run")
+    assert used.folder.is_relative_to(tmp_path / "run/confirmed")
+    assert used.candidate is not None
+    assert used.seed is not None
+    assert used.candidate.name == confirmed.verdict.ship
+    assert used.seed.test is not None
+    assert choose(tmp_path / "run", best[1]).folder.is_relative_to(tmp_path / "run/confirmed")
+    searched = choose(tmp_path / "run", best[1], 0)
+    assert searched.folder == tmp_path / "run/candidates" / best[1] / "seed-0/adapter"
+    page = (tmp_path / "run/report.html").read_text()
+    assert "tunestack predict confirmed texts.csv" in page
 
     events: list[Event] = []
     more = sweep({**values, "trials": 7, "confirm": 3, "seeds": [4, 5]}, events)

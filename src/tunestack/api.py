@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunestack.config import BaseConfig, CompareConfig, DataConfig, TrainingConfig
-from tunestack.errors import Problems
+from tunestack.errors import Problem, Problems, UserError
 from tunestack.saved import Predictor, load
 from tunestack.settings import checked, overlay, read_settings, read_source, validated
 
@@ -240,7 +240,11 @@ def sweep_settings(source: str, given: Mapping[str, Any]) -> tuple[SweepConfig, 
         settings, notes = read_wandb_file(values, given)
     else:
         settings = overlay(values, given)
-    return with_metric(checked(SweepConfig, settings, make_plan)), notes
+    config = checked(SweepConfig, settings, make_plan)
+    if given.get("seeds") is not None and not config.confirm:
+        expected = "how many of the best trials to train again with them (confirm)"
+        raise UserError(Problem("seeds", expected, "none", "Add --confirm 3, or leave the seeds out."))
+    return with_metric(config), notes
 
 
 def describe(source: str | Path | DataConfig, *, bases: Sequence[str] = (), **data: Any) -> Description:

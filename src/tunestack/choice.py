@@ -16,6 +16,7 @@ from tunestack.settings import read_json
 
 DESCRIPTION = "tunestack.json"
 RESULTS = "results.json"
+SUITE = "suite.json"
 
 
 class Description(BaseModel):
@@ -66,6 +67,10 @@ def choose(path: str | Path, candidate: str | None = None, seed: int | None = No
     folder = Path(path).expanduser()
     if (folder / RESULTS).is_file():
         return _of_run(folder, candidate, seed)
+    if (folder / SUITE).is_file():
+        tasks = sorted(str(one.parent) for one in folder.glob(f"*/{RESULTS}"))
+        fix = f"Give one of its tasks: {', '.join(tasks)}."
+        raise UserError(Problem(str(path), "the run folder of one comparison", "that of a suite", fix))
     if candidate is not None or seed is not None:
         found = "no results.json in it" if folder.is_dir() else "no such folder"
         fix = "Give the run folder, or leave the candidate's name and seed out."
@@ -91,6 +96,8 @@ def with_results(choice: Choice) -> Choice:
 
 def _of_run(run: Path, name: str | None, seed: int | None) -> Choice:
     results = read_json(Results, run / RESULTS)
+    if (again := _confirmed(run, results, name, seed)) is not None:
+        return _of_run(again, name, seed)
     if name is None and results.verdict is None:
         found = "none that finished"
         raise UserError(
@@ -112,6 +119,20 @@ def _of_run(run: Path, name: str | None, seed: int | None) -> Choice:
     if not folder.is_dir():
         raise _nothing(folder, "no such folder")
     return Choice(folder, _description(folder), results, candidate, chosen)
+
+
+def _confirmed(run: Path, results: Results, name: str | None, seed: int | None) -> Path | None:
+    """The run in which a sweep's best were trained again, where it has what is looked for: the verdict rests on
+    its seeds.
+    """
+    if results.search is None or results.search.confirmed is None:
+        return None
+    again = run / results.search.confirmed
+    if name is None or not (again / RESULTS).is_file():
+        return again if (again / RESULTS).is_file() else None
+    known = {one.name: one for one in read_json(Results, again / RESULTS).candidates}
+    there = name in known and (seed is None or any(one.seed == seed for one in known[name].seeds))
+    return again if there else None
 
 
 def _seed(candidate: Candidate, seed: int) -> SeedResult:

@@ -26,6 +26,13 @@ def predict(
         "predictions.csv"
     ),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
+    candidate: Annotated[
+        str | None,
+        typer.Option(help="Of a run, another one than the verdict ships.", show_default=False),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Its seed. [default: the best on validation]", show_default=False)
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...; auto: the fastest one found.")] = "auto",
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the base.")] = False,
 ) -> None:
@@ -33,9 +40,12 @@ def predict(
     with told_to_users():
         from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+        from tunestack.choice import choose
+        from tunestack.report.formatting import count as told
         from tunestack.saved import load
 
-        predictor = load(path, device=device, trust_remote_code=trust_remote_code)
+        chosen = choose(path, candidate, seed)
+        predictor = load(chosen.folder, device=device, trust_remote_code=trust_remote_code)
         done = 0
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
         with Progress(*columns, console=errors, transient=True) as progress:
@@ -43,7 +53,12 @@ def predict(
             rows = predictor.predict_file(source, out, text=text, text_pair=text_pair, overwrite=overwrite)
             for done in rows:
                 progress.update(task, description=f"{done:,} rows")
-        say(console, f"{done:,} rows labelled: {out}")
+        used = (
+            f" with {chosen.candidate.name}, seed {chosen.seed.seed}"
+            if chosen.candidate and chosen.seed
+            else ""
+        )
+        say(console, f"{told(done, 'row')} labelled{used}: {out}")
 
 
 def export(

@@ -95,7 +95,7 @@ def render_html(results: Results, folder: Path) -> str:
         confusions=_confusions(results, detailed),
         hard=_hard_examples(results, shipped, folder),
         hard_total=len(results.hard_examples),
-        command=_predict_command(shipped, results.metric),
+        command=_predict_command(shipped, results),
         label_bars=_label_bars(results),
         config=yaml.safe_dump(results.config, sort_keys=False, allow_unicode=True) if results.config else "",
     )
@@ -193,12 +193,15 @@ def _still_rising(entries: Sequence[Entry]) -> list[Entry]:
     return [entry for entry in entries if entry.rank and all(rising(seed) for seed in entry.candidate.seeds)]
 
 
-def _predict_command(shipped: Entry | None, metric: str) -> str | None:
-    """How to use the recommended candidate: its seed with the highest validation score."""
-    seed = shipped.candidate.best_seed(metric) if shipped else None
+def _predict_command(shipped: Entry | None, results: Results) -> str | None:
+    """How to use the recommended candidate: its seed with the highest validation score; of a sweep whose best
+    were trained again, one of those.
+    """
+    seed = shipped.candidate.best_seed(results.metric) if shipped else None
     if seed is None or seed.adapter_path is None:
         return None
-    return f"tunestack predict {shlex.quote(seed.adapter_path)} texts.csv --out predictions.csv"
+    again = results.search.confirmed if results.search else None
+    return f"tunestack predict {shlex.quote(again or seed.adapter_path)} texts.csv --out predictions.csv"
 
 
 def _label_bars(results: Results) -> list[dict[str, Any]]:
