@@ -49,8 +49,8 @@ def _run(order: dict[str, object]) -> Finished:
     assert server.stdout is not None
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        print(json.dumps({**order, "out": str(out), "err": str(err)}), file=server.stdin, flush=True)
         try:
+            print(json.dumps({**order, "out": str(out), "err": str(err)}), file=server.stdin, flush=True)
             code = int(server.stdout.readline())
         except BaseException:  # the next one must not read this one's code
             server.kill()
