@@ -122,8 +122,8 @@ def _of_run(run: Path, name: str | None, seed: int | None) -> Choice:
 
 
 def _confirmed(run: Path, results: Results, name: str | None, seed: int | None) -> Path | None:
-    """The run in which a sweep's best were trained again, where it has what is looked for: the verdict rests on
-    its seeds.
+    """The run in which a sweep's best were trained again, where it has what is looked for: on its seeds the
+    verdict rests.
     """
     if results.search is None or results.search.confirmed is None:
         return None

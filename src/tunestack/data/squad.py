@@ -148,7 +148,8 @@ def _checked(
     _check_answers(questions, where, problems)
     problems.raise_if_any()
     misplaced = {one.row: found for one in questions if (found := _misplaced(one)) is not None}
-    fix = "Correct answer_start, or leave these questions out with task: {name: question-answering, skip_misplaced: true}."
+    setting = "task: {name: question-answering, skip_misplaced: true}"
+    fix = f"Correct answer_start, or leave these questions out with {setting}."
     expected = "every answer's text in the context at its answer_start"
     if misplaced and not skip_misplaced:
         _note(list(misplaced.values()), f"{where}, answers", expected, problems, fix)
