@@ -266,7 +266,7 @@ class Crowded(tiny.Watched):
                 raise torch.OutOfMemoryError("CUDA out of memory.")
             own()
 
-        slot.optimizer.step = step  # type: ignore[method-assign]
+        vars(slot.optimizer)["step"] = step
         return slot
 
     def close(self, slot: Slot) -> None:

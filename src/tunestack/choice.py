@@ -128,8 +128,10 @@ def _confirmed(run: Path, results: Results, name: str | None, seed: int | None) 
     if results.search is None or results.search.confirmed is None:
         return None
     again = run / results.search.confirmed
-    if name is None or not (again / RESULTS).is_file():
-        return again if (again / RESULTS).is_file() else None
+    if not (again / RESULTS).is_file():
+        return None
+    if name is None:
+        return again
     known = {one.name: one for one in read_json(Results, again / RESULTS).candidates}
     there = name in known and (seed is None or any(one.seed == seed for one in known[name].seeds))
     return again if there else None

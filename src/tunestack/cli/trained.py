@@ -10,6 +10,13 @@ import typer
 from tunestack.cli.terminal import console, errors, say, told_to_users
 from tunestack.errors import UserError
 
+Candidate = Annotated[
+    str | None, typer.Option(help="Of a run, another one than the verdict ships.", show_default=False)
+]
+Seed = Annotated[
+    int | None, typer.Option(help="Its seed. [default: the best on validation]", show_default=False)
+]
+
 
 def predict(
     path: Annotated[Path, typer.Argument(help="A run folder, or a saved candidate.")],
@@ -26,13 +33,8 @@ def predict(
         "predictions.csv"
     ),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")] = False,
-    candidate: Annotated[
-        str | None,
-        typer.Option(help="Of a run, another one than the verdict ships.", show_default=False),
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Its seed. [default: the best on validation]", show_default=False)
-    ] = None,
+    candidate: Candidate = None,
+    seed: Seed = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...; auto: the fastest one found.")] = "auto",
     trust_remote_code: Annotated[bool, typer.Option(help="Run code that comes with the base.")] = False,
 ) -> None:
@@ -66,13 +68,8 @@ def export(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="A new folder for it.", show_default=False)
     ] = None,
-    candidate: Annotated[
-        str | None,
-        typer.Option(help="Of a run, another one than the verdict ships.", show_default=False),
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Its seed. [default: the best on validation]", show_default=False)
-    ] = None,
+    candidate: Candidate = None,
+    seed: Seed = None,
     merge: Annotated[
         bool, typer.Option("--merge", help="An adapter in its base's weights: a plain transformers folder.")
     ] = False,
