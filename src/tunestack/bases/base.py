@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -19,6 +19,7 @@ from transformers.quantizers.base import get_keys_to_not_convert
 from tunestack.bases import attention, quantised
 from tunestack.bases.frozen import pack_linears
 from tunestack.bases.layout import LAYOUTS
+from tunestack.bases.packing import ARGUMENT, Packed
 from tunestack.bases.sources import Source, load_tokenizer, resolve
 from tunestack.config import BaseConfig
 from tunestack.errors import Problem, UserError
@@ -231,8 +232,11 @@ def keep_first_token(model: PreTrainedModel) -> None:
 
 
 def _first_token(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    packed: Packed | None = kwargs.get(ARGUMENT)
     result = forward(*args, **kwargs)
-    return (result[0][:, :1], *result[1:]) if isinstance(result, tuple) else result[:, :1]
+    mixed: Tensor = result[0] if isinstance(result, tuple) else result
+    first = mixed[:, :1] if packed is None else packed.first(mixed)
+    return (first, *result[1:]) if isinstance(result, tuple) else first
 
 
 def head_modules(model: nn.Module, model_type: str, fresh: Iterable[str] = ()) -> list[str]:

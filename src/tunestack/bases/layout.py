@@ -17,6 +17,8 @@ class Layout:
     position_offset: how many places of its table of positions a base leaves unused; None without a table.
     mixing: the last module of a block in which tokens meet, where the classification head reads the first
     token alone; None elsewhere.
+    encoder: the module that hands embeddings from block to block, where blocks ask for nothing but them and a
+    mask of padding, so that they can do without padding; None elsewhere.
     attention_in: the projection that gets attention's input and nothing else; None where query does.
     """
 
@@ -30,6 +32,7 @@ class Layout:
     position_offset: int | None = None
     attention_in: str | None = None
     mixing: str | None = None
+    encoder: str | None = None
 
     @property
     def attention_targets(self) -> list[str]:
@@ -47,6 +50,7 @@ _BERT = Layout(
     ("classifier",),
     0,
     mixing="attention",
+    encoder="encoder",
 )
 _ROBERTA = replace(_BERT, position_offset=2)
 _LLAMA = Layout("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")

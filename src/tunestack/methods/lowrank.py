@@ -62,10 +62,10 @@ class _AddUpdates(torch.autograd.Function):
             a = _stacked([a for a, _ in own]).to(x.dtype)
             b = _stacked([b.t() for _, b in own]).mul_(_scalings(group, a.device)).to(x.dtype)
             keep = _keep(x, group)
-            rows = _rows(x, group) if keep is None else _rows(x, group) * keep
-            low = torch.bmm(rows, a.transpose(1, 2))
+            rows = None if keep is None else _rows(x, group) * keep
+            low = torch.bmm(_rows(x, group) if rows is None else rows, a.transpose(1, 2))
             _rows(y, group).baddbmm_(low, b)
-            saved += [a, b, low, keep]
+            saved += [a, b, low, keep, rows]
         ctx.save_for_backward(*saved)
         ctx.mark_dirty(y)
         return y
@@ -80,11 +80,10 @@ class _AddUpdates(torch.autograd.Function):
         tensors = iter(saved)
         grad_weights: list[Tensor | None] = []
         for group in ctx.groups:
-            a, b, low, keep = (next(tensors) for _ in range(4))
-            rows = _rows(x, group) if keep is None else _rows(x, group) * keep
+            a, b, low, keep, rows = (next(tensors) for _ in range(5))
             upper = _rows(grad, group)
             grad_low = torch.bmm(upper, b.transpose(1, 2))
-            grad_a = torch.bmm(grad_low.transpose(1, 2), rows)
+            grad_a = torch.bmm(grad_low.transpose(1, 2), _rows(x, group) if rows is None else rows)
             grad_b = torch.bmm(low.transpose(1, 2), upper).mul_(_scalings(group, low.device))
             for member, its_a, its_b in zip(group, grad_a, grad_b, strict=True):
                 r = member.part.A.shape[0]
@@ -131,18 +130,22 @@ def _stacked(weights: Sequence[Tensor]) -> Tensor:
 
 
 def _scalings(group: Sequence[Member], device: torch.device) -> Tensor | float:
-    """The members' scalings, to multiply [members, r, features] with."""
-    values = [member.part.scaling for member in group]
+    """The members' scalings, dropout's 1 / (1 - p) included, to multiply [members, r, features] with."""
+    values = [
+        member.part.scaling / (1 - member.part.p) if drops(member) else member.part.scaling
+        for member in group
+    ]
     return values[0] if len(set(values)) == 1 else torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 def _keep(x: Tensor, group: Sequence[Member]) -> Tensor | None:
-    """What dropout multiplies the group's rows with (0 or 1 / (1 - p); 1 where a member drops nothing)."""
+    """Zeros where dropout drops from the group's rows, ones elsewhere; None where nothing is dropped."""
     if not any(drops(member) for member in group):
         return None
     masks = []
     for member in group:
         own = x[member.span.start : member.span.stop]
-        kept = keep_mask(own, member.part.p, member.span, member.site) if drops(member) else None
-        masks.append(torch.ones_like(own) if kept is None else kept.mul_(1 / (1 - member.part.p)))
-    return torch.cat(masks).view(len(group), -1, x.shape[-1])
+        drawn = keep_mask(own, member.part.p, member.span, member.site) if drops(member) else None
+        masks.append(torch.ones_like(own) if drawn is None else drawn)
+    together = torch.cat(masks) if len(masks) > 1 else masks[0]
+    return together.view(len(group), -1, x.shape[-1])

@@ -34,6 +34,7 @@ class Span:
     the sake of company; of an encoder-decoder for what each half reads. What has another number of tokens is
     not padded for company.
     leading: how many places stand before each of its texts, for embeddings that the slot brings itself.
+    packs: whether its rows pass through the model without padding, where those of all others do, too.
     """
 
     slot: int
@@ -42,34 +43,54 @@ class Span:
     noise: int | None = None
     lengths: Mapping[int, int] = field(default_factory=dict)
     leading: int = 0
+    packs: bool = False
 
 
 class Rows(threading.local):
     """Which rows of the present batch belong to which slot, and how many tokens each has; set before every
     forward. Each thread has a batch of its own.
+
+    packed: the same where every token is a row of its own.
     """
 
     def __init__(self) -> None:
         self.spans: tuple[Span, ...] = ()
+        self.packed: tuple[Span, ...] = ()
         self.tokens = 0
 
-    def set(self, spans: Iterable[Span], tokens: int = 0) -> None:
-        """Say whose rows come next."""
+    def set(self, spans: Iterable[Span], tokens: int = 0, starts: Sequence[int] | None = None) -> None:
+        """Say whose rows come next. starts: where each row's tokens begin when they stand one after the
+        other, and at last their number; None where they never do.
+        """
         self.spans = tuple(spans)
         self.tokens = tokens
+        self.packed = ()
+        if starts is not None:
+            self.packed = tuple(
+                replace(span, start=starts[span.start], stop=starts[span.stop], lengths={})
+                for span in self.spans
+            )
 
-    def members(self, parts: Mapping[int, Sequence[Part]], site: str) -> dict[type[Part], list[Member]]:
-        """The parts that act on the present batch, by their class, in the order in which they act."""
+    def of(self, x: Tensor) -> tuple[Span, ...]:
+        """Whose the rows of a module's input are."""
+        return self.packed if self.packed and x.shape[0] == self.packed[-1].stop else self.spans
+
+    def members(
+        self, parts: Mapping[int, Sequence[Part]], site: str, spans: Sequence[Span] | None = None
+    ) -> dict[type[Part], list[Member]]:
+        """The parts that act on the present batch, by their class, in the order in which they act.
+
+        spans: as `of` says; None for the rows of the padded batch.
+        """
         kinds: dict[type[Part], list[Member]] = {}
-        for span in self.spans:
+        for span in self.spans if spans is None else spans:
             for part in parts.get(span.slot, ()):
                 kinds.setdefault(type(part), []).append(Member(part, span, site))
         # Not in the order of the slots: what a slot's own parts find must not depend on its company.
         return dict(sorted(kinds.items(), key=lambda item: item[0].last))
 
-    def shared(self, x: Tensor) -> bool:
+    def shared(self, x: Tensor, rows: int) -> bool:
         """Whether a module's input is one for all rows: neither an entry a row nor one a row and token."""
-        rows = self.spans[-1].stop
         return x.is_floating_point() and x.shape[0] not in (rows, rows * self.tokens)
 
 
@@ -180,13 +201,14 @@ class Site:
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The module's forward with every slot's parts applied to its own rows."""
-        kinds = self.rows.members(self.parts, self.name)
+        spans = self.rows.of(x)
+        kinds = self.rows.members(self.parts, self.name, spans)
         if not kinds:
             return self.original(x, *args, **kwargs)
         replaced = sum(len(members) for kind, members in kinds.items() if kind.replaces)
-        rows = self.rows.spans[-1].stop
-        if self.rows.shared(x):
-            if len(self.rows.spans) > 1:
+        rows = spans[-1].stop
+        if self.rows.shared(x, rows):
+            if len(spans) > 1:
                 raise SharedInputError(f"{self.name} gets one input for the rows of all slots")
             rows = x.shape[0]
             kinds = {
@@ -198,7 +220,7 @@ class Site:
         for kind, members in kinds.items():
             x = kind.before(x, members)
         # Where every slot brings a module of its own, the base's is not needed.
-        whole = replaced and replaced == len(self.rows.spans)
+        whole = replaced and replaced == len(spans)
         y = x if whole else _by_rows(self.original(_as_before(x, shape), *args, **kwargs), rows)
         for kind, members in kinds.items():
             y = kind.after(x, y, members)

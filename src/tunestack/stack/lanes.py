@@ -46,6 +46,18 @@ class Lanes:
             ends = _ends(lengths, work)
         return [things[start:stop] for start, stop in itertools.pairwise(ends)]
 
+    def share(self, things: Sequence[T], work: Sequence[int]) -> list[Sequence[T]]:
+        """The things in parts with about as much work each, one a lane, or less: the largest first, each to
+        the lane that has least so far (Graham, 1969).
+        """
+        parts: list[list[T]] = [[] for _ in range(max(1, min(self.count, len(things))))]
+        totals = [0] * len(parts)
+        for place in sorted(range(len(things)), key=lambda place: -work[place]):
+            least = totals.index(min(totals))
+            parts[least].append(things[place])
+            totals[least] += work[place]
+        return list(parts)
+
     def run(self, function: Callable[[T], R], parts: Sequence[T]) -> Iterator[Future[R]]:
         """The function of every part, each in a lane; when all are done, their futures in order.
 

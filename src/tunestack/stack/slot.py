@@ -60,7 +60,8 @@ class Progress:
 class Slot:
     """A trial in training.
 
-    max_length: its longest text in tokens, what its method adds before the text left out.
+    max_length: its longest text in tokens, what its method adds before the text left out. packs: whether its
+    batches do without padding; decided by the trial alone, for that is how its dropout masks are drawn.
     Its weights are views into one vector, its gradients into another: clipping, the best epoch and
     checkpoints are operations on whole vectors. `consistent` is False in the middle of a change, where an
     interruption may fall. `broken`: memory did not suffice to end a change; what is here is of no
@@ -76,6 +77,7 @@ class Slot:
         max_length: int,
         lengths: IntArray,
         weights: Tensor | None,
+        packs: bool = False,
     ) -> None:
         self.index = index
         self.trial = trial
@@ -83,6 +85,7 @@ class Slot:
         self.adapter = adapter
         self.max_length = max_length
         self.class_weights = weights
+        self.packs = packs
         self.progress = Progress()
         self.failure: str | None = None
         self.pruned = False
@@ -141,10 +144,21 @@ class Slot:
         epoch, position = divmod(self.progress.step, self.steps_per_epoch)
         return self.batches(epoch)[position]
 
+    @property
+    def next_length(self) -> int:
+        """Tokens of the longest text of the coming step."""
+        return int(self.lengths[self.next_batch()].max())
+
+    @property
+    def next_tokens(self) -> int:
+        """Tokens of the coming step, padding left out."""
+        return int(self.lengths[self.next_batch()].sum())
+
     def span(self, start: int, stop: int, training: bool) -> Span:
         """The rows [start, stop) as this slot's; in training with this step's own dropout noise."""
         noise = stable_hash(self.trial.seed, self.progress.step) if training else None
-        return Span(self.index, start, stop, noise, leading=self.adapter.virtual_tokens)
+        packs = training and self.packs
+        return Span(self.index, start, stop, noise, leading=self.adapter.virtual_tokens, packs=packs)
 
     def update(self, loss: float) -> None:
         """Clip, step, advance the schedule; a loss that is not finite fails this trial alone."""

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from tunestack.arrays import IntArray
 from tunestack.bases import Base
+from tunestack.bases.attention import LONGEST
 from tunestack.bases.base import LoadedModel, keep_first_token
+from tunestack.bases.packing import ARGUMENT, Packed, pack_encoder
 from tunestack.data.batches import evaluation_batches
 from tunestack.data.encode import Encoded
 from tunestack.errors import Problem, UserError
@@ -120,6 +122,7 @@ class Stack:
             keep_first_token(loaded.model)
         self.host = Host(loaded.model, loaded.head, loaded.fresh, work.base.tokenizer)
         self.device = work.base.device
+        self.packs = pack_encoder(loaded.model)
         self.width: int | None = None
         self.lanes = Lanes(self.device)
         self._autocast = autocast and work.base.dtype != torch.float32
@@ -145,7 +148,13 @@ class Stack:
         max_length = self.work.base.room_for_text(trial.training.max_length, adapter.positions)
         train = self.work.encoded("train", max_length)
         weights = self.work.task.class_weights(trial.training.class_weights, train, self.device)
-        return Slot(index, trial, config, adapter, max_length, train.lengths, weights)
+        packs = (
+            self.packs
+            and trial.method.stacks  # others may have changed the model itself
+            and index not in self.host.entrance  # nor may the padded batch be another
+            and int(train.lengths.max()) <= LONGEST
+        )
+        return Slot(index, trial, config, adapter, max_length, train.lengths, weights, packs)
 
     def close(self, slot: Slot) -> None:
         """Take a trial out; its neighbours do not notice."""
@@ -153,25 +162,39 @@ class Stack:
 
     def step(self, slots: Sequence[Slot], notify: Notify) -> None:
         """One optimisation step of every slot given, in as few forwards as lanes and memory allow."""
-        # A forward pads all of its rows to the longest one: those of about the same length go together.
-        longest = {slot.index: int(slot.lengths[slot.next_batch()].max()) for slot in slots}
-        todo = sorted(slots, key=lambda slot: longest[slot.index])
-        while todo:
-            groups = self._groups(todo, [longest[slot.index] for slot in todo])
-            todo = todo[sum(map(len, groups)) :]
-            again: list[Slot] = []
-            for group, done in zip(groups, self.lanes.run(self._backward, groups), strict=True):
-                if (error := done.exception()) is None:
-                    for slot, loss in zip(group, done.result(), strict=True):
-                        _update(slot, loss)
-                else:
-                    again += self._narrow(group, error, len(groups), notify)
-            todo = again + todo
+        for packs in (True, False):  # a forward has padding or has none
+            todo = [slot for slot in slots if slot.packs is packs]
+            if not packs:  # it pads all of its rows to the longest one: like goes to like
+                todo.sort(key=lambda slot: slot.next_length)
+            while todo:
+                todo = self._step(todo, notify)
 
-    def _groups(self, slots: Sequence[T], lengths: Sequence[int] | None = None) -> list[Sequence[T]]:
-        """The next slots in line, one group a lane, none wider than memory allows. lengths: of their rows."""
+    def _step(self, slots: Sequence[Slot], notify: Notify) -> list[Slot]:
+        """A step of as many as there is room for; returns those that are still to make theirs."""
+        groups = self._groups(slots, self._shares)
+        again: list[Slot] = []
+        for group, done in zip(groups, self.lanes.run(self._backward, groups), strict=True):
+            if (error := done.exception()) is None:
+                for slot, loss in zip(group, done.result(), strict=True):
+                    _update(slot, loss)
+            else:
+                again += self._narrow(group, error, len(groups), notify)
+        return [*again, *slots[sum(map(len, groups)) :]]
+
+    def _shares(self, slots: Sequence[Slot]) -> list[Sequence[Slot]]:
+        """The slots of one kind in lanes with about as much work each."""
+        if slots[0].packs:
+            return self.lanes.share(slots, [slot.next_tokens for slot in slots])
+        return self.lanes.divide(slots, [slot.next_length for slot in slots])
+
+    def _groups(
+        self, slots: Sequence[T], shares: Callable[[Sequence[T]], list[Sequence[T]]] | None = None
+    ) -> list[Sequence[T]]:
+        """The next slots in line, one group a lane, none wider than memory allows. shares: how all of them
+        are divided where memory allows any width; None for evenly.
+        """
         if self.width is None:
-            return self.lanes.divide(slots, lengths)
+            return (shares or self.lanes.divide)(slots)
         return self.lanes.divide(slots[: self.width * self.lanes.count])
 
     def _narrow(
@@ -233,8 +256,13 @@ class Stack:
             replace(span, lengths=self._lengths(batch, span, *part))
             for span, part in zip(spans, chosen, strict=True)
         ]
-        self.host.rows.set(owned, batch["input_ids"].shape[1])
-        there = {name: tensor.to(self.device) for name, tensor in batch.items()}
+        there: dict[str, Any] = {name: tensor.to(self.device) for name, tensor in batch.items()}
+        starts = None
+        if all(span.packs for span in spans):
+            owners = [span.stop - span.start for span in spans]
+            there[ARGUMENT] = packed = Packed(batch["attention_mask"], owners)
+            starts = packed.starts
+        self.host.rows.set(owned, batch["input_ids"].shape[1], starts)
         with self._precision():
             return self.work.task.forward(self.host.model, self.host.arguments(there), training)
 
