@@ -119,7 +119,7 @@ def keep_mask(x: Tensor, p: float, span: Span, site: str) -> Tensor:
     draws = torch.empty((count + 3) // 4, dtype=torch.int64, device=x.device)
     draws.random_(-(2**63), None, generator=generator)
     bits = draws.view(torch.int16)[:count].view(shape)
-    keep = (bits >= round(p * 65536) - 32768).to(x.dtype)
+    keep = torch.ge(bits, round(p * 65536) - 32768, out=torch.empty(shape, dtype=x.dtype, device=x.device))
     if keep.shape != x.shape:
         keep = nn.functional.pad(keep, (0, 0, 0, x.shape[1] - shape[1]), value=1)
     return keep
