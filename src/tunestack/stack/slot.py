@@ -157,8 +157,8 @@ class Slot:
     def span(self, start: int, stop: int, training: bool) -> Span:
         """The rows [start, stop) as this slot's; in training with this step's own dropout noise."""
         noise = stable_hash(self.trial.seed, self.progress.step) if training else None
-        packs = training and self.packs
-        return Span(self.index, start, stop, noise, leading=self.adapter.virtual_tokens, packs=packs)
+        leading = self.adapter.virtual_tokens
+        return Span(self.index, start, stop, noise, leading=leading, packs=self.packs)
 
     def update(self, loss: float) -> None:
         """Clip, step, advance the schedule; a loss that is not finite fails this trial alone."""
