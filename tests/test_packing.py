@@ -51,10 +51,14 @@ def test_every_token_has_its_place_and_comes_back(lengths: list[list[int]]) -> N
         row += len(own)
 
 
-@given(LENGTHS, st.integers(1, 3))
-def test_attention_is_the_formula_text_by_text(lengths: list[list[int]], heads: int) -> None:
-    """Outputs and gradients, in fp64; spare places get no gradient whatever happens to them."""
+@given(LENGTHS, st.integers(1, 3), st.booleans())
+def test_attention_is_the_formula_text_by_text(lengths: list[list[int]], heads: int, first: bool) -> None:
+    """Outputs and gradients, in fp64; spare places get no gradient whatever happens to them.
+
+    first: whether first tokens alone are asked for.
+    """
     packed, _ = packed_of(lengths)
+    packed = packed.of_first() if first else packed
     generator = torch.Generator().manual_seed(3)
     query, key, value, weights = (
         torch.randn(packed.starts[-1], 1, heads, 4, generator=generator, dtype=torch.float64)
@@ -68,11 +72,12 @@ def test_attention_is_the_formula_text_by_text(lengths: list[list[int]], heads: 
     pieces, kept = [], []
     for row, length in enumerate(flat):
         own = slice(packed.starts[row], packed.starts[row] + length)
+        asked = slice(packed.starts[row], packed.starts[row] + (1 if first else length))
         q, k, v = (tensor[own, :, 0].transpose(0, 1) for tensor in expected)  # [heads, tokens, size]
         mixed = torch.softmax(q @ k.transpose(1, 2) * 0.7, dim=-1) @ v
-        pieces.append(mixed.transpose(0, 1)[:, None])
-        kept.append(weights[own])
-        torch.testing.assert_close(output[own].double(), pieces[-1], rtol=1e-5, atol=1e-5)
+        pieces.append(mixed.transpose(0, 1)[: asked.stop - asked.start, None])
+        kept.append(weights[asked])
+        torch.testing.assert_close(output[asked].double(), pieces[-1], rtol=1e-5, atol=1e-5)
     theirs = torch.autograd.grad(torch.cat(pieces), expected, torch.cat(kept))
     for mine, right in zip(gradients, theirs, strict=True):
         torch.testing.assert_close(mine.double(), right, rtol=1e-4, atol=1e-5)
@@ -158,7 +163,8 @@ def test_other_architectures_keep_their_padding(tmp_path: Path, kind: str) -> No
 def test_lengths_in_attention_do_not_depend_on_company() -> None:
     alone, _ = packed_of([[3, 17]])
     together, _ = packed_of([[3, 17], [40, 18, 1]])
-    lengths = [group.shape[1] for group in alone.heads(2).groups]
+    lengths = [group.keys[1] for group in alone.heads(2).groups]
     assert lengths == [STEP, 2 * STEP]
-    assert [group.shape for group in together.heads(2).groups] == [(4, STEP), (4, 2 * STEP), (2, 3 * STEP)]
+    shapes = [(group.texts, group.keys[1]) for group in together.heads(2).groups]
+    assert shapes == [(4, STEP), (4, 2 * STEP), (2, 3 * STEP)]
     assert np.array_equal(together.lengths, [3, 17, 40, 18, 1])

@@ -55,34 +55,34 @@ class _PackedAttention(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: HeadLayout, scaling: float
     ) -> Tensor:
-        padded = [tensor.index_select(0, layout.index) for tensor in (query, key, value)]
-        output = torch.empty_like(padded[0])
+        asked, *given = layout.queries.take(query), layout.keys.take(key), layout.keys.take(value)
+        output = torch.empty_like(asked)
         saved = []
         for group in layout.groups:
-            own_query, own_key, own_value = map(group.of, padded)
-            probabilities = _probabilities(own_query, own_key, group.mask, scaling)
-            torch.bmm(probabilities, own_value, out=group.of(output))
+            own_key, own_value = map(group.given, given)
+            probabilities = _probabilities(group.asked(asked), own_key, group.mask, scaling)
+            torch.bmm(probabilities, own_value, out=group.asked(output))
             saved.append(probabilities)
-        ctx.save_for_backward(*padded, *saved)
+        ctx.save_for_backward(asked, *given, *saved)
         ctx.layout = layout
         ctx.scaling = scaling
-        return output.index_select(0, layout.inverse)
+        return layout.queries.give(output)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         query, key, value, *saved = ctx.saved_tensors
         layout: HeadLayout = ctx.layout
-        grad = grads[0].index_select(0, layout.index).index_fill_(0, layout.padding, 0)
-        grad_query, grad_key, grad_value = (torch.empty_like(grad) for _ in range(3))
+        grad = layout.queries.take(grads[0]).index_fill_(0, layout.queries.vacant, 0)
+        grad_query, grad_key, grad_value = (torch.empty_like(tensor) for tensor in (query, key, value))
         for group, probabilities in zip(layout.groups, saved, strict=True):
-            own = group.of(grad)
-            torch.bmm(probabilities.transpose(1, 2), own, out=group.of(grad_value))
-            grad_scores = _grad_scores(own, group.of(value), probabilities, ctx.scaling)
-            torch.bmm(grad_scores, group.of(key), out=group.of(grad_query))
-            torch.bmm(grad_scores.transpose(1, 2), group.of(query), out=group.of(grad_key))
+            own = group.asked(grad)
+            torch.bmm(probabilities.transpose(1, 2), own, out=group.given(grad_value))
+            grad_scores = _grad_scores(own, group.given(value), probabilities, ctx.scaling)
+            torch.bmm(grad_scores, group.given(key), out=group.asked(grad_query))
+            torch.bmm(grad_scores.transpose(1, 2), group.asked(query), out=group.given(grad_key))
+        by_place = ((layout.queries, grad_query), (layout.keys, grad_key), (layout.keys, grad_value))
         one, two, three = (
-            each.index_select(0, layout.inverse).index_fill_(0, layout.spare, 0)
-            for each in (grad_query, grad_key, grad_value)
+            places.give(tensor).index_fill_(0, places.silent, 0) for places, tensor in by_place
         )
         return one, two, three, None, None
 

@@ -233,6 +233,8 @@ def keep_first_token(model: PreTrainedModel) -> None:
 
 def _first_token(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     packed: Packed | None = kwargs.get(ARGUMENT)
+    if packed is not None:
+        kwargs[ARGUMENT] = packed.of_first()
     result = forward(*args, **kwargs)
     mixed: Tensor = result[0] if isinstance(result, tuple) else result
     first = mixed[:, :1] if packed is None else packed.first(mixed)

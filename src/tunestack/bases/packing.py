@@ -8,6 +8,7 @@ that works on tokens one by one that is a batch like any other; attention knows 
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -32,35 +34,58 @@ rounding, in any company."""
 
 
 @dataclass(frozen=True)
+class Places:
+    """Rows of [tokens x heads, head size] in another order, in which some stand at several places or at none.
+
+    index: of every place, the row that stands there. vacant: places that only fill up; what stands there
+    counts for nothing. inverse: of every row, its place. silent: rows without one, which find any there.
+    """
+
+    index: Tensor
+    vacant: Tensor
+    inverse: Tensor
+    silent: Tensor
+
+    def take(self, rows: Tensor) -> Tensor:
+        """Rows by place."""
+        return rows.index_select(0, self.index)
+
+    def give(self, places: Tensor) -> Tensor:
+        """Places by row."""
+        return places.index_select(0, self.inverse)
+
+
+@dataclass(frozen=True)
 class Group:
     """Texts that attention pads to the same length.
 
-    start, stop: their rows in the tensors of all groups. shape: [texts x heads, tokens]. mask: [texts, 1, 1,
-    tokens] fp32, what is added to scores; None where all are equally long.
+    texts: how many, times heads. queries, keys: where theirs begin among the places, and how many each text
+    has. mask: [texts, 1, 1, keys] fp32, what is added to scores; None where nothing is padded.
     """
 
-    start: int
-    stop: int
-    shape: tuple[int, int]
+    texts: int
+    queries: tuple[int, int]
+    keys: tuple[int, int]
     mask: Tensor | None
 
-    def of(self, tensor: Tensor) -> Tensor:
-        """The group's part of [places, head size], as [texts x heads, tokens, head size]."""
-        return tensor[self.start : self.stop].view(*self.shape, -1)
+    def asked(self, places: Tensor) -> Tensor:
+        """The group's queries, [texts x heads, queries, head size]."""
+        return self._of(places, *self.queries)
+
+    def given(self, places: Tensor) -> Tensor:
+        """The group's keys or values, [texts x heads, keys, head size]."""
+        return self._of(places, *self.keys)
+
+    def _of(self, places: Tensor, start: int, count: int) -> Tensor:
+        return places[start : start + self.texts * count].view(self.texts, count, -1)
 
 
 @dataclass(frozen=True)
 class HeadLayout:
-    """Where attention finds the heads of tokens, [tokens x heads, head size], group by group.
+    """Where attention finds the heads of tokens, [tokens x heads, head size], group by group."""
 
-    index: of every place in the groups, the row that lies there; in places without a token any row of the
-    text. padding: the places without one. inverse: of every row, its place; of spare ones any. spare: these.
-    """
-
-    index: Tensor
-    inverse: Tensor
-    padding: Tensor
-    spare: Tensor
+    queries: Places
+    keys: Places
     groups: tuple[Group, ...]
 
 
@@ -70,7 +95,7 @@ class Packed:
     mask: [rows, tokens], 0 at padding, on a processor; each row's tokens come first. owners: how many rows
     each trial has. starts: where each row's tokens begin, and at last their number. spare: the places that
     are left where an owner's tokens are filled up to a multiple of `ALIGN`; its first token lies there once
-    more, and nothing comes of it.
+    more, and nothing comes of it. asks_first: whether attention has to answer first tokens alone.
     """
 
     def __init__(self, mask: Tensor, owners: Sequence[int]) -> None:
@@ -90,6 +115,7 @@ class Packed:
         self.starts.append(end)
         self.places = torch.from_numpy(np.concatenate(places))
         self.spare = torch.from_numpy(np.concatenate(spare))
+        self.asks_first = False
         self._heads: dict[int, HeadLayout] = {}
 
     def gather(self, hidden: Tensor) -> Tensor:
@@ -106,6 +132,12 @@ class Packed:
     def first(self, hidden: Tensor) -> Tensor:
         """Each row's first token: [rows, 1, features]."""
         return hidden.index_select(0, torch.tensor(self.starts[:-1]))
+
+    def of_first(self) -> Packed:
+        """The same for an attention of which nobody reads but the first tokens' outputs."""
+        first = copy.copy(self)
+        first.asks_first, first._heads = True, {}
+        return first
 
     def heads(self, count: int) -> HeadLayout:
         """For attention with so many heads."""
@@ -139,25 +171,49 @@ def _without_padding(forward: Callable[..., Any], hidden: Tensor, *args: Any, **
 
 
 def _head_layout(packed: Packed, heads: int) -> HeadLayout:
-    starts, indices, paddings, groups, place = np.array(packed.starts), [], [], [], 0
-    inverse = np.zeros(starts[-1] * heads, dtype=np.int64)
+    starts, first = np.array(packed.starts), packed.asks_first
+    keys, asked = _Order(starts[-1] * heads), _Order(starts[-1] * heads)
+    groups = []
     for longest, rows in _grouped(packed.lengths):
         there = np.arange(longest) < packed.lengths[rows][:, None]
-        tokens = starts[rows][:, None] + np.where(there, np.arange(longest), 0)
-        own = (tokens[:, None, :] * heads + np.arange(heads)[:, None]).reshape(-1)
-        real = np.broadcast_to(there[:, None, :], (len(rows), heads, longest)).reshape(-1)
-        inverse[own[real]] = place + np.flatnonzero(real)
-        paddings.append(place + np.flatnonzero(~real))
-        indices.append(own)
         mask = None
         if not there.all():
             hidden = np.where(there, 0.0, np.finfo(np.float32).min).astype(np.float32)
             mask = torch.from_numpy(hidden)[:, None, None, :]
-        groups.append(Group(place, place + len(own), (len(rows) * heads, longest), mask))
-        place += len(own)
-    index, padding = (torch.from_numpy(np.concatenate(arrays)) for arrays in (indices, paddings))
-    spare = (packed.spare[:, None] * heads + torch.arange(heads)).flatten()
-    return HeadLayout(index, torch.from_numpy(inverse), padding, spare, tuple(groups))
+        own = keys.add(starts[rows], there, heads)
+        asking = asked.add(starts[rows], there[:, :1], heads) if first else own
+        count = 1 if first else longest
+        groups.append(Group(len(rows) * heads, (asking, count), (own, longest), mask))
+    places = keys.places()
+    return HeadLayout(asked.places() if first else places, places, tuple(groups))
+
+
+class _Order:
+    """Places that are filled group by group."""
+
+    def __init__(self, rows: int) -> None:
+        self.count = 0
+        self.index: list[IntArray] = []
+        self.vacant: list[IntArray] = []
+        self.inverse = np.full(rows, -1, dtype=np.int64)
+
+    def add(self, starts: IntArray, there: NDArray[np.bool_], heads: int) -> int:
+        """Texts by their first tokens, and which places after those they have; returns where theirs begin."""
+        at = self.count
+        tokens = starts[:, None] + np.where(there, np.arange(there.shape[1]), 0)
+        own = (tokens[:, None, :] * heads + np.arange(heads)[:, None]).reshape(-1)
+        real = np.repeat(there, heads, axis=0).reshape(-1)
+        self.inverse[own[real]] = at + np.flatnonzero(real)
+        self.vacant.append(at + np.flatnonzero(~real))
+        self.index.append(own)
+        self.count += len(own)
+        return at
+
+    def places(self) -> Places:
+        """All of them."""
+        silent = np.flatnonzero(self.inverse < 0)
+        arrays = (np.concatenate(self.index), np.concatenate(self.vacant), self.inverse.clip(0), silent)
+        return Places(*(torch.from_numpy(array) for array in arrays))
 
 
 def _grouped(lengths: IntArray) -> Iterator[tuple[int, IntArray]]:
