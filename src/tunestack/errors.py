@@ -95,11 +95,20 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
     >>> did_you_mean("texts", ["text", "target"])
     "Did you mean 'text'? Known: target, text."
+    >>> did_you_mean("lr", ["learning_rate", "r"])
+    "Did you mean 'learning_rate'? Known: learning_rate, r."
     """
     names = sorted(set(known))
     if not names:
         return "None is known."
-    near = difflib.get_close_matches(name, names, n=2, cutoff=0.6)
+    short = [other for other in names if name and name.lower() in _short(other)]
+    near = short[:2] or difflib.get_close_matches(name, names, n=2, cutoff=0.6)
     near.sort(key=lambda other: sorted(other) != sorted(name))  # letters that changed places come first
     hint = "Did you mean " + " or ".join(repr(candidate) for candidate in near) + "? " if near else ""
     return f"{hint}Known: {', '.join(names)}."
+
+
+def _short(name: str) -> set[str]:
+    """What people write for a name of several words: its initials, or the last of them."""
+    words = name.split("_")
+    return {"".join(word[:1] for word in words), words[-1]} if len(words) > 1 else set()

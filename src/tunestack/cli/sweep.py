@@ -88,6 +88,10 @@ def sweep(
         str | None,
         typer.Option(help="What is maximised on validation. [default: the task's own]", show_default=False),
     ] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(help="Peak learning rate, where it is not searched.", show_default=False),
+    ] = None,
     epochs: Annotated[
         float | None, typer.Option(help="Passes over the data. [default: 5]", show_default=False)
     ] = None,
@@ -142,7 +146,12 @@ def sweep(
             "seed": split_seed,
             "group_duplicates": group_duplicates,
         },
-        "training": {"epochs": epochs, "batch_size": batch_size, "max_length": max_length},
+        "training": {
+            "learning_rate": learning_rate,
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "max_length": max_length,
+        },
         "base": base if quantize is None else {"model": base, "quantize": quantize},
         "methods": method or None,
         "trials": trials,
@@ -167,6 +176,7 @@ def sweep(
 
         from tunestack.progress import Display
         from tunestack.report.leaderboard import render_terminal
+        from tunestack.results import Results
         from tunestack.search.run import run_sweep
 
         folder = Path(config.output)
@@ -176,8 +186,11 @@ def sweep(
         except KeyboardInterrupt:
             say(errors, f"\nStopped. What was trained is in {folder}; the same command goes on from there.")
             raise
-        console.print(render_terminal(results))
+        again = folder / results.search.confirmed if results.search and results.search.confirmed else None
+        console.print(render_terminal(results, Results.load(again / "results.json") if again else None))
         say(console, f"\nReport: {folder / 'report.html'}")
+        if again:
+            say(console, f"Of the best, with several seeds: {again / 'report.html'}")
         if results.verdict is None:  # every trial failed
             raise typer.Exit(1)
         say(console, f"The best, for tunestack compare: {folder / 'best.yaml'}")

@@ -190,9 +190,15 @@ def _difference_cell(entry: Entry) -> str:
     )
 
 
-def render_terminal(results: Results) -> RenderableType:
-    """The leaderboard and the verdict for a terminal of 80 columns and more: print it with rich."""
+def render_terminal(results: Results, confirmed: Results | None = None) -> RenderableType:
+    """The leaderboard and the verdict for a terminal of 80 columns and more: print it with rich.
+
+    confirmed: of a sweep, the comparison of its best with several seeds.
+    """
     parts = _terminal_trials(results, results.search) if results.search else _terminal_candidates(results)
+    if confirmed is not None:
+        seeds = len(confirmed.candidates[0].seeds)
+        parts += [Text(f"\nThe best again, {seeds} seeds each:"), *_terminal_candidates(confirmed)]
     parts += [Text(f"Note: {warning}", style="yellow") for warning in results.data.warnings]
     title = (
         Text(f"Ship {results.verdict.ship}", style="bold green")
