@@ -183,6 +183,39 @@ def test_double_quantisation_is_the_default(double: bool | None, tmp_path: Path)
 # Loading
 
 
+@modes
+def test_modules_are_left_out_on_request(mode: str, tmp_path: Path) -> None:
+    left = ["query", "layer.1.output"]
+    base = open_base(tmp_path, "bert", mode, skip_modules=left)
+    loaded, whole = load(base), load(open_base(tmp_path, "bert", mode))
+    gone = set(layers(whole.model)) - set(layers(loaded.model))
+    queries = [f"bert.encoder.layer.{i}.attention.self.query" for i in range(tiny.LAYERS)]
+    assert gone == {*queries, "bert.encoder.layer.1.output.dense"}
+    exact = load(open_base(tmp_path, "bert", None)).model
+    for name in gone:
+        torch.testing.assert_close(
+            loaded.model.get_submodule(name).weight, exact.get_submodule(name).weight, rtol=0, atol=0
+        )
+
+
+def test_what_cannot_be_left_out_is_told_once_and_before_anything_is_loaded(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    (plain,) = runs.settings(tiny_data)["bases"]
+    bases = [{**plain, "quantize": "nf4", "skip_modules": ["query", "qery", "uery"]}]
+    values = {"bases": bases, "methods": ["lora", "ia3"], "output": str(tmp_path / "run")}
+    with pytest.raises(UserError) as refused:
+        make_plan(validated(CompareConfig, runs.settings(tiny_data, **values)))
+    said = [str(problem) for problem in refused.value.problems]
+    assert len(said) == 2
+    for name, text in zip(("qery", "uery"), said, strict=True):
+        assert f"skip_modules of {plain['model']}" in text
+        assert f"found '{name}'" in text
+        assert "Did you mean 'query'" in text
+    with pytest.raises(ValueError, match="skip_modules is about quantize"):
+        BaseConfig(model="m", skip_modules=["query"])
+
+
 @pytest.mark.parametrize("kind", ["bert", "llama", "gpt2", "t5", "opt", "modernbert"])
 @modes
 def test_body_is_quantised_and_head_is_not(kind: str, mode: str, tmp_path: Path) -> None:
@@ -481,7 +514,7 @@ def run(tiny_data: Path) -> Path:
     """One base three times: as it is, in 4 and in 8 bits."""
     folder = tiny_data / "quantised"
     (plain,) = runs.settings(tiny_data)["bases"]
-    bases = [plain, {**plain, "quantize": "nf4"}, {**plain, "quantize": "int8"}]
+    bases = [plain, {**plain, "quantize": "nf4"}, {**plain, "quantize": "int8", "skip_modules": ["key"]}]
     values = {"bases": bases, "methods": ["lora", "linear-probe"], "output": str(folder)}
     runs.compare(runs.settings(tiny_data, **values, seeds=1))
     return folder
