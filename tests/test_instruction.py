@@ -229,8 +229,10 @@ def test_metrics_count_what_cannot_be_read_as_wrong() -> None:
     several = task.answers(split, task.several([given, given[:, :5]]))
     assert several.right.tolist() == [[True, False, True, False], [False, False, False, False]]
     assert task.remarks({"validation": task.scores(split, given)}) == [
-        "Responses without an answer that could be read: 25.0% on validation.",
-        "Responses cut at 8 tokens, as they did not end: 25.0% on validation.",
+        "Responses without an answer that could be read: 25.0% on validation. "
+        "In the prediction files their `parsed` is empty.",
+        "Responses cut at 8 tokens, as they did not end: 25.0% on validation. "
+        "In the prediction files their `ended` is False.",
     ]
 
 
@@ -428,6 +430,10 @@ def test_one_adapter_on_many_test_sets(compared: tuple[Path, Any]) -> None:
                 split = {"answer": frame["answer"].tolist()}
                 assert task.scores(split, task.read(frame)) == pytest.approx(scores.metrics)
                 assert len(frame) == results.data.rows[name]
+                verdicts = task.told(split, task.read(frame))
+                assert frame["right"].tolist() == [str(right) for right in verdicts["right"]]
+                assert (frame["parsed"] == "").mean() == pytest.approx(1 - scores.metrics["parsed"])
+                assert (frame["ended"] == "False").mean() == pytest.approx(1 - scores.metrics["ended"])
                 means.append(scores.metrics["parsed"])
             assert summaries["parsed"].mean == pytest.approx(np.mean(means))
         assert any(f"{candidate.name}: Responses" in warning for warning in results.data.warnings)

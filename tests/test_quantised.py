@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
+from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig, PretrainedConfig
 from typer.testing import CliRunner
 
 import runs
@@ -28,6 +28,7 @@ from tunestack.cli.app import app
 from tunestack.comparison.costs import _measure_method
 from tunestack.comparison.plan import MethodCandidate, make_plan
 from tunestack.config import BaseConfig, CompareConfig
+from tunestack.data.encode import pad
 from tunestack.errors import UserError
 from tunestack.export.folder import Options, export_candidate
 from tunestack.methods.base import read_tensors
@@ -180,6 +181,39 @@ def test_double_quantisation_is_the_default(double: bool | None, tmp_path: Path)
 
 
 # Loading
+
+
+@modes
+def test_modules_are_left_out_on_request(mode: str, tmp_path: Path) -> None:
+    left = ["query", "layer.1.output"]
+    base = open_base(tmp_path, "bert", mode, skip_modules=left)
+    loaded, whole = load(base), load(open_base(tmp_path, "bert", mode))
+    gone = set(layers(whole.model)) - set(layers(loaded.model))
+    queries = [f"bert.encoder.layer.{i}.attention.self.query" for i in range(tiny.LAYERS)]
+    assert gone == {*queries, "bert.encoder.layer.1.output.dense"}
+    exact = load(open_base(tmp_path, "bert", None)).model
+    for name in gone:
+        torch.testing.assert_close(
+            loaded.model.get_submodule(name).weight, exact.get_submodule(name).weight, rtol=0, atol=0
+        )
+
+
+def test_what_cannot_be_left_out_is_told_once_and_before_anything_is_loaded(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    (plain,) = runs.settings(tiny_data)["bases"]
+    bases = [{**plain, "quantize": "nf4", "skip_modules": ["query", "qery", "uery"]}]
+    values = {"bases": bases, "methods": ["lora", "ia3"], "output": str(tmp_path / "run")}
+    with pytest.raises(UserError) as refused:
+        make_plan(validated(CompareConfig, runs.settings(tiny_data, **values)))
+    said = [str(problem) for problem in refused.value.problems]
+    assert len(said) == 2
+    for name, text in zip(("qery", "uery"), said, strict=True):
+        assert f"skip_modules of {plain['model']}" in text
+        assert f"found '{name}'" in text
+        assert "Did you mean 'query'" in text
+    with pytest.raises(ValueError, match="skip_modules is about quantize"):
+        BaseConfig(model="m", skip_modules=["query"])
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama", "gpt2", "t5", "opt", "modernbert"])
@@ -354,7 +388,8 @@ def test_every_family_trains_before_and_after_an_evaluation(
         answers = on.logits(on.stack, slots)
     for slot, logits in zip(slots, answers, strict=True):
         close(logits, before[slot.trial.key], slot.trial.key)
-    fresh = on.open()
+    fresh, encoded = on.open(), on.work.encoded("validation", 512)
+    whole = pad([(encoded, np.arange(len(encoded)))], on.base.tokenizer.pad_token_id)
     for slot, logits in zip(slots, answers, strict=True):
         method, place = slot.trial.method, tmp_path / slot.trial.key
         method.save(place, slot.config, slot.adapter, on.stack.host, on.base.name)
@@ -362,6 +397,11 @@ def test_every_family_trains_before_and_after_an_evaluation(
         adapter.load(read_tensors(place))
         close(on.logits(fresh, [Seat(99, adapter.virtual_tokens)])[0], logits, f"{slot.trial.key} read again")
         fresh.host.remove(99)
+        if method.merges:
+            plain = on.base.load_plain(on.work.task.auto_class, on.config, torch.float32)
+            with torch.no_grad():
+                merged = method.merge(place, plain.model)(**whole).logits
+            close(merged, logits, f"{slot.trial.key} merged")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -446,7 +486,10 @@ def test_without_bitsandbytes_the_extra_is_named(tmp_path: Path, monkeypatch: py
 @modes
 def test_a_device_that_cannot_is_refused(mode: str) -> None:
     assert quantised._why_not(mode, torch.device("cpu")) is None
-    assert quantised._why_not(mode, torch.device("meta"))
+    with pytest.raises(UserError, match=f"a device on which bitsandbytes can do {mode}, found meta: "):
+        quantised.check_quantised(
+            BaseConfig(model="some", quantize=mode), PretrainedConfig(), torch.device("meta")
+        )
 
 
 def test_a_checkpoint_that_is_quantised_already_is_refused(tmp_path: Path) -> None:
@@ -471,10 +514,18 @@ def run(tiny_data: Path) -> Path:
     """One base three times: as it is, in 4 and in 8 bits."""
     folder = tiny_data / "quantised"
     (plain,) = runs.settings(tiny_data)["bases"]
-    bases = [plain, {**plain, "quantize": "nf4"}, {**plain, "quantize": "int8"}]
+    bases = [plain, {**plain, "quantize": "nf4"}, {**plain, "quantize": "int8", "skip_modules": ["key"]}]
     values = {"bases": bases, "methods": ["lora", "linear-probe"], "output": str(folder)}
     runs.compare(runs.settings(tiny_data, **values, seeds=1))
     return folder
+
+
+@modes
+def test_a_base_that_is_quantised_alone_is_called_so(tiny_data: Path, tmp_path: Path, mode: str) -> None:
+    (plain,) = runs.settings(tiny_data)["bases"]
+    values = {"bases": [{**plain, "quantize": mode}], "methods": ["lora"], "output": str(tmp_path / "run")}
+    (only,) = make_plan(validated(CompareConfig, runs.settings(tiny_data, **values))).candidates
+    assert (only.name, only.base) == ("lora", f"{plain['model']} {mode}")
 
 
 def candidate(run: Path, mode: str | None, method: str = "lora") -> Candidate:

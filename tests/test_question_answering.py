@@ -210,6 +210,16 @@ def test_the_threshold_is_decided_on_validation_and_saved(compared: Path) -> Non
     assert results.data.label_counts["validation"] == [answers.count(1), answers.count(0)]
 
 
+def test_exact_match_stands_beside_f1(compared: Path) -> None:
+    """As published tables have both."""
+    results = tunestack.results.Results.load(compared / "run" / "results.json")
+    exact = results.candidates[0].validation["exact_match"].mean
+    lines = (compared / "run" / "leaderboard.md").read_text().splitlines()
+    heads, row = (next(line for line in lines if line.startswith(start)) for start in ("| # ", "| 1 "))
+    assert row.split(" | ")[heads.split(" | ").index("Exact match")] == f"{exact:.3f}"
+    assert "Exact match" in (compared / "run" / "report.html").read_text()
+
+
 def test_answers_survive_in_files_whatever_is_in_them(tmp_path: Path) -> None:
     contexts = ["one\rtwo", 'a,b\n"c" d', " NA ", "x\r\n\ry"]
     split = {

@@ -12,6 +12,8 @@ import torch
 from peft import get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import tiny
+from task_samples import write_questions
 from tunestack.comparison.plan import MethodCandidate, Plan, make_plan
 from tunestack.config import CompareConfig
 from tunestack.settings import read_yaml, validated
@@ -83,3 +85,18 @@ def test_lora_has_the_published_share_of_parameters(planned: tuple[str, Plan]) -
     each = 32 * (3 * (4096 + 4096) + 2 * (4096 + 11008))
     assert trainable == 32 * each == 56_098_816
     assert round(100 * trainable / total, 2) == 0.83
+
+
+@pytest.mark.parametrize(("name", "kind"), [("squad_lora", "roberta"), ("xquad_minilm", "bert")])
+def test_recipes_of_questions(name: str, kind: str, tmp_path: Path) -> None:
+    """On questions of which some have no answer, and on a tiny base of the same architecture."""
+    values = read_yaml(RECIPES / f"{name}.yaml")
+    files = write_questions(tmp_path)["data"]
+    values["data"] = {split: files[split] for split in values["data"]}
+    values["bases"] = [{"model": str(tiny.save_base(tmp_path, kind)), "device_map": "cpu"}]
+    plan = make_plan(validated(CompareConfig, {**values, "output": str(tmp_path / "run")}))
+    (candidate,) = plan.candidates
+    assert isinstance(candidate, MethodCandidate)
+    assert (plan.task.name, plan.config.metric, candidate.name) == ("question-answering", "f1", "lora")
+    assert plan.task.options.null_threshold == "tune"
+    assert candidate.training.learning_rate == values["methods"][0]["training"]["learning_rate"]

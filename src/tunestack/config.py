@@ -161,6 +161,8 @@ class BaseConfig(Settings):
     """Keep the frozen linear layers in 4 or 8 bits (QLoRA); they compute in `dtype`. Needs bitsandbytes."""
     double_quant: bool | None = None
     """Of nf4: store the scales in 8 bits too (0.4 bits a weight less). Default: yes."""
+    skip_modules: list[str] | None = None
+    """Of quantize: modules that stay as they are beside the head, each by its name or the end of it."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     trust_remote_code: bool = False
@@ -174,9 +176,11 @@ class BaseConfig(Settings):
         return {"model": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _double_what(self) -> BaseConfig:
+    def _of_quantize(self) -> BaseConfig:
         if self.double_quant is not None and self.quantize != "nf4":
             raise ValueError("double_quant is about quantize: nf4 alone: leave it out")
+        if self.skip_modules is not None and self.quantize is None:
+            raise ValueError("skip_modules is about quantize: leave it out")
         return self
 
 

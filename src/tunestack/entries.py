@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from tunestack.bases import Base
 from tunestack.bases.base import head_modules
+from tunestack.bases.quantised import check_skipped
 from tunestack.config import TrainingConfig
 from tunestack.errors import Problem, Problems, UserError
 from tunestack.methods.base import Method
@@ -68,13 +69,18 @@ class BaseCheck:
 
     @property
     def skeleton(self) -> PreTrainedModel:
-        """The model without weights. Raises UserError where transformers has no such model for the task."""
+        """The model without weights.
+
+        Raises UserError where transformers has no such model for the task; and, once, where it does not have
+        what is to be left out in quantising it.
+        """
         if self._skeleton is None:
             config = self.task.model_config(self.base)
             try:
                 self._skeleton = self.base.skeleton(self.task.auto_class_for(config), config)
             except ValueError as error:
                 raise not_for(self.base.name, self.task, config.model_type) from error
+            check_skipped(self.base.settings, self._skeleton)
         return self._skeleton
 
 

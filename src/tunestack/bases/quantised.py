@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import functools
 import importlib.util
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tunestack.config import BaseConfig
-from tunestack.errors import Problem, UserError
+from tunestack.errors import Problem, Problems, UserError, did_you_mean
 
 if TYPE_CHECKING:
     from bitsandbytes.functional import QuantState
@@ -139,6 +140,7 @@ def load_options(
 ) -> dict[str, Any]:
     """What `from_pretrained` needs beside, to quantise while it loads. plain: modules that are left alone."""
     nf4 = settings.quantize == "nf4"
+    skipped = [*plain, *map(_pattern, settings.skip_modules or ())]
     return {
         "quantization_config": BitsAndBytesConfig(
             load_in_4bit=nf4,
@@ -146,10 +148,30 @@ def load_options(
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=settings.double_quant is not False,
             bnb_4bit_compute_dtype=dtype,
-            llm_int8_skip_modules=list(plain),
+            llm_int8_skip_modules=skipped,
         ),
         "device_map": {"": str(device)},
     }
+
+
+def check_skipped(settings: BaseConfig, model: nn.Module) -> None:
+    """Raise UserError for `skip_modules` that name nothing that would be quantised.
+
+    model: on any device.
+    """
+    names = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
+    parts = {part for name in names for part in name.split(".") if not part.isdigit()}
+    problems = Problems()
+    for wanted in settings.skip_modules or ():
+        if not any(re.match(rf"{_pattern(wanted)}(\.|$)", name) for name in names):
+            where, expected = f"skip_modules of {settings.model}", "a linear layer, or what has some inside"
+            problems.add(where, expected=expected, found=repr(wanted), fix=did_you_mean(wanted, parts))
+    problems.raise_if_any()
+
+
+def _pattern(skipped: str) -> str:
+    """For a module of this name, or with this end of a name, as transformers matches what it leaves out."""
+    return rf"(?:.*\.)?{re.escape(skipped)}"
 
 
 def stored_layers(model: nn.Module) -> dict[str, Any]:

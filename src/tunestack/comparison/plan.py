@@ -209,13 +209,14 @@ def _open_bases(config: CompareConfig, problems: Problems) -> dict[str, Base]:
 
 
 def _base_name(settings: BaseConfig, among: list[BaseConfig]) -> str:
-    """The name users know a base by, with the settings that tell it from the same one there once more."""
+    """The name users know a base by: how it is quantised, and what else tells it from the same one there."""
     same = [other for other in among if other.model == settings.model]
     parts: list[str | None] = [settings.model]
     if len({other.dtype for other in same}) > 1:
         parts.append(settings.dtype)
-    if len({(other.quantize, other.double_quant) for other in same}) > 1:
-        parts += [settings.quantize, "single" if settings.double_quant is False else None]
+    parts.append(settings.quantize)
+    if settings.double_quant is False and len({(other.quantize, other.double_quant) for other in same}) > 1:
+        parts.append("single")
     return " ".join(filter(None, parts))
 
 

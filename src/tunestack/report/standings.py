@@ -22,7 +22,7 @@ STANDING_WORDS: dict[Standing, str] = {
     "failed": "failed",
 }
 
-_SIDE_METRICS = ("f1", "f1_macro", "accuracy", "mcc", "roc_auc", "spearman", "pearson")
+_SIDE_METRICS = ("f1", "exact_match", "f1_macro", "accuracy", "mcc", "roc_auc", "spearman", "pearson")
 
 
 @dataclass(frozen=True)

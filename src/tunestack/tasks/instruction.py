@@ -334,11 +334,15 @@ class Instruction(Task):
         """How many responses have no answer, which counts as wrong, and how many never ended."""
         never = f"cut at {self.options.max_new_tokens} tokens, as they did not end"
         found = []
-        for metric, words in (("parsed", "without an answer that could be read"), ("ended", never)):
+        for metric, words, value in (
+            ("parsed", "without an answer that could be read", "empty"),
+            ("ended", never, "False"),
+        ):
             shares = {split: 1 - own[metric] for split, own in means.items() if metric in own}
             told = [f"{part:.1%} on {split}" for split, part in shares.items() if part > 0]
             if told:
-                found.append(f"Responses {words}: {', '.join(told)}.")
+                where = f"In the prediction files their `{metric}` is {value}."
+                found.append(f"Responses {words}: {', '.join(told)}. {where}")
         return found
 
     # Telling
