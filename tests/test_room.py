@@ -45,6 +45,17 @@ def test_memory_ends_it_before_it_is_full() -> None:
     assert widths(ever_faster, each=GIB, free=4 * GIB) == [2]  # 2 taken, 2 free
 
 
+def test_it_ends_at_the_most() -> None:
+    room = Room(None, 1, lambda: 0, lambda: GIB, most=7)
+    found = []
+    for step in range(10 * STEPS):
+        room.note(room.slots, room.slots / (step + 1), width=None)  # ever faster
+        found.append(room.slots)
+    assert sorted(set(found)) == [2, 4, 7]
+    assert Room(None, 4, lambda: 0, lambda: GIB, most=3).slots == 3
+    assert Room(9, 4, lambda: 0, lambda: GIB, most=3).slots == 9  # who says how many gets them
+
+
 def test_it_begins_with_a_slot_a_lane() -> None:
     assert Room(None, 4, lambda: 0, lambda: GIB).slots == 4
 

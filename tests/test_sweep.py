@@ -304,3 +304,21 @@ def test_trackers_are_told_of_every_trial_and_of_the_result(tiny_data: Path, tmp
         logged.Reload()
         values = [event.value for event in logged.Scalars("validation/accuracy")]
         assert values == pytest.approx([point.metrics["accuracy"] for point in trial.curve])
+
+
+@pytest.mark.parametrize(
+    ("fields", "most"),
+    [
+        ({}, 8),
+        ({"sampler": "random"}, 8),  # the pruner compares
+        ({"sampler": "bayes", "pruner": "none"}, 8),
+        ({"sampler": "random", "pruner": "none"}, None),
+        ({"sampler": "grid", "pruner": "none"}, None),
+        ({"trials": 3}, 1),
+    ],
+)
+def test_a_search_that_learns_does_not_train_all_trials_at_once(
+    tiny_data: Path, tmp_path: Path, fields: dict[str, Any], most: int | None
+) -> None:
+    values = settings(tiny_data, tmp_path / "run", **{"trials": 30, **fields})
+    assert validated(SweepConfig, values).most_slots == most

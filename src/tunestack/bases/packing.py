@@ -38,7 +38,8 @@ class Places:
     """Rows of [tokens x heads, head size] in another order, in which some stand at several places or at none.
 
     index: of every place, the row that stands there. vacant: places that only fill up; what stands there
-    counts for nothing. inverse: of every row, its place. silent: rows without one, which find any there.
+    counts for nothing. inverse: of every row, its place. silent: rows without one, which share that of a row
+    before them.
     """
 
     index: Tensor
@@ -172,7 +173,7 @@ def _without_padding(forward: Callable[..., Any], hidden: Tensor, *args: Any, **
 
 def _head_layout(packed: Packed, heads: int) -> HeadLayout:
     starts, first = np.array(packed.starts), packed.asks_first
-    keys, asked = _Order(starts[-1] * heads), _Order(starts[-1] * heads)
+    keys, asked = _Order(starts[-1], heads), _Order(starts[-1], heads)
     groups = []
     for longest, rows in _grouped(packed.lengths):
         there = np.arange(longest) < packed.lengths[rows][:, None]
@@ -180,8 +181,8 @@ def _head_layout(packed: Packed, heads: int) -> HeadLayout:
         if not there.all():
             hidden = np.where(there, 0.0, np.finfo(np.float32).min).astype(np.float32)
             mask = torch.from_numpy(hidden)[:, None, None, :]
-        own = keys.add(starts[rows], there, heads)
-        asking = asked.add(starts[rows], there[:, :1], heads) if first else own
+        own = keys.add(starts[rows], there)
+        asking = asked.add(starts[rows], there[:, :1]) if first else own
         count = 1 if first else longest
         groups.append(Group(len(rows) * heads, (asking, count), (own, longest), mask))
     places = keys.places()
@@ -191,18 +192,19 @@ def _head_layout(packed: Packed, heads: int) -> HeadLayout:
 class _Order:
     """Places that are filled group by group."""
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, tokens: int, heads: int) -> None:
+        self.heads = heads
         self.count = 0
         self.index: list[IntArray] = []
         self.vacant: list[IntArray] = []
-        self.inverse = np.full(rows, -1, dtype=np.int64)
+        self.inverse = np.full(tokens * heads, -1, dtype=np.int64)
 
-    def add(self, starts: IntArray, there: NDArray[np.bool_], heads: int) -> int:
+    def add(self, starts: IntArray, there: NDArray[np.bool_]) -> int:
         """Texts by their first tokens, and which places after those they have; returns where theirs begin."""
         at = self.count
         tokens = starts[:, None] + np.where(there, np.arange(there.shape[1]), 0)
-        own = (tokens[:, None, :] * heads + np.arange(heads)[:, None]).reshape(-1)
-        real = np.repeat(there, heads, axis=0).reshape(-1)
+        own = (tokens[:, None, :] * self.heads + np.arange(self.heads)[:, None]).reshape(-1)
+        real = np.repeat(there, self.heads, axis=0).reshape(-1)
         self.inverse[own[real]] = at + np.flatnonzero(real)
         self.vacant.append(at + np.flatnonzero(~real))
         self.index.append(own)
@@ -212,7 +214,12 @@ class _Order:
     def places(self) -> Places:
         """All of them."""
         silent = np.flatnonzero(self.inverse < 0)
-        arrays = (np.concatenate(self.index), np.concatenate(self.vacant), self.inverse.clip(0), silent)
+        # Tokens without a place share that of the one before them, which is their owner's: what breaks one
+        # trial must not reach another's rows, though nothing comes of these.
+        tokens = self.inverse.reshape(-1, self.heads)
+        before = np.maximum.accumulate(np.where(tokens[:, 0] < 0, 0, np.arange(len(tokens))))
+        inverse = tokens[before].reshape(-1)
+        arrays = (np.concatenate(self.index), np.concatenate(self.vacant), inverse, silent)
         return Places(*(torch.from_numpy(array) for array in arrays))
 
 

@@ -165,6 +165,10 @@ class SweepMethod(MethodEntry):
         return self.name or self.method
 
 
+ROUNDS = 4
+"""How many times in a row a sweep that learns fills its slots, at least."""
+
+
 class SweepConfig(Settings):
     """A sweep: trials with searched hyper-parameters, on one base and one task."""
 
@@ -190,7 +194,8 @@ class SweepConfig(Settings):
     seed: int = Field(default=0, ge=0)
     """The seed of the sampler and of the training of every trial."""
     slots: int | None = Field(default=None, ge=1)
-    """How many trials train together at most; default: as many as memory holds and speed gains by."""
+    """How many trials train together at most; default: as many as memory holds and speed gains by, of a
+    search that learns from its trials no more than a quarter of them."""
     confirm: int = Field(default=0, ge=0)
     """How many of the best trials are trained again, with several seeds."""
     seeds: Seeds = Field(default=[1, 2, 3, 4, 5])
@@ -211,6 +216,14 @@ class SweepConfig(Settings):
                 name: value for name, value in values["training"].items() if name not in self.always_searched
             }
         return values
+
+    @property
+    def most_slots(self) -> int | None:
+        """How many trials may train at once where `slots` does not say. With all of them at once, a sampler
+        has nothing to learn from and a pruner nothing to compare with. None: any number.
+        """
+        learns = self.sampler in ("tpe", "bayes") or self.pruner != "none"
+        return math.ceil(self.trials / ROUNDS) if learns else None
 
     @property
     def always_searched(self) -> set[str]:

@@ -251,8 +251,15 @@ class _Sweep:
         data = self.plan.data
         splits = {"train": data.train, "validation": data.validation}
         work = Workload(self.plan.base, self.plan.task, splits, self.plan.config.metric)
+        config = self.plan.config
         outcomes = train(
-            work, self.trials(), self.plan.config.slots, self.told, self.folder.checkpoints, self.prune
+            work,
+            self.trials(),
+            config.slots,
+            self.told,
+            self.folder.checkpoints,
+            self.prune,
+            config.most_slots,
         )
         for outcome in outcomes:
             self.finish(outcome)

@@ -25,10 +25,11 @@ def train(
     notify: Notify,
     checkpoints: Path | None = None,
     prune: Prune = lambda trial, point, ends: False,
+    most: int | None = None,
 ) -> Iterator[Outcome]:
     """Train trials on one base, at most `slots` at a time; a slot that gets free is filled at once.
 
-    slots: None for as many as memory holds and speed gains by.
+    slots: None for as many as memory holds and speed gains by, but no more than `most`.
     trials: asked for the next one when there is a slot for it, after every outcome so far was taken. Those
     that cannot share the base train at the end, one by one. checkpoints: a folder that holds the state of
     every unfinished trial after each of its evaluations, and after an interruption; trials found there go on
@@ -41,7 +42,8 @@ def train(
     alone: list[Trial] = []
     sharing = _sharing(trials, alone)
     if (first := next(sharing, None)) is not None:
-        yield from _train_together(work, itertools.chain([first], sharing), slots, notify, checkpoints, prune)
+        together = itertools.chain([first], sharing)
+        yield from _train_together(work, together, slots, notify, checkpoints, prune, most)
     for trial in alone:
         release_memory()
         yield from _train_alone(work, trial, notify, checkpoints, prune)
@@ -63,12 +65,13 @@ def _train_together(
     notify: Notify,
     checkpoints: Path | None,
     prune: Prune,
+    most: int | None,
 ) -> Iterator[Outcome]:
     """Trials that share a base, which is in memory no longer than they train."""
     loaded = work.base.load_model(
         work.task.auto_class_for(work.base.config), work.task.model_config(work.base)
     )
-    yield from _train_stack(Stack(work, loaded), trials, slots, notify, checkpoints, prune)
+    yield from _train_stack(Stack(work, loaded), trials, slots, notify, checkpoints, prune, most)
 
 
 def _train_alone(
@@ -95,10 +98,11 @@ def _train_stack(
     notify: Notify,
     checkpoints: Path | None,
     prune: Prune,
+    most: int | None = None,
 ) -> Iterator[Outcome]:
     active: list[Slot] = []
     again: list[Trial] = []
-    room = Room.on(stack.device, slots, stack.lanes.count)
+    room = Room.on(stack.device, slots, stack.lanes.count, most)
     try:
         while True:
             while len(active) < room.slots:

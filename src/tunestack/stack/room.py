@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import statistics
+import sys
 from collections.abc import Callable
 
 import psutil
@@ -30,15 +31,22 @@ class Room:
     """The number of slots: what the user says, or one that is doubled as long as that pays.
 
     slots: at present. Doubling ends where a slot's step gets less than `GAIN` faster (and is undone where it
-    gets slower), where memory would not hold what the slots so far took once more, or did not hold them.
+    gets slower), at `most`, where memory would not hold what the slots so far took once more, or did not hold
+    them.
 
     used, free: bytes that this process has taken on the device, and that are free there.
     """
 
     def __init__(
-        self, slots: int | None, lanes: int, used: Callable[[], int], free: Callable[[], int]
+        self,
+        slots: int | None,
+        lanes: int,
+        used: Callable[[], int],
+        free: Callable[[], int],
+        most: int | None = None,
     ) -> None:
-        self.slots = slots or max(FIRST, lanes)
+        self.most = most or sys.maxsize
+        self.slots = slots or min(max(FIRST, lanes), self.most)
         self._decided = slots is not None
         self._used, self._free = used, free
         self._empty = used()
@@ -46,7 +54,7 @@ class Room:
         self._before: float | None = None
 
     @classmethod
-    def on(cls, device: torch.device, slots: int | None, lanes: int) -> Room:
+    def on(cls, device: torch.device, slots: int | None, lanes: int, most: int | None = None) -> Room:
         """With the memory of a device."""
         if device.type == "cuda":
             return cls(
@@ -54,9 +62,16 @@ class Room:
                 lanes,
                 lambda: torch.cuda.max_memory_allocated(device),
                 lambda: torch.cuda.mem_get_info(device)[0],
+                most,
             )
         process = psutil.Process()
-        return cls(slots, lanes, lambda: process.memory_info().rss, lambda: psutil.virtual_memory().available)
+        return cls(
+            slots,
+            lanes,
+            lambda: process.memory_info().rss,
+            lambda: psutil.virtual_memory().available,
+            most,
+        )
 
     def note(self, running: int, seconds: float, width: int | None) -> None:
         """Learn from a step. running: how many slots took part; width: how many a forward holds, or None."""
@@ -82,7 +97,7 @@ class Room:
             self._decided = True
             if seconds > before:
                 self.slots //= 2
-        elif self._free() < SPARE * (self._used() - self._empty):
+        elif self._free() < SPARE * (self._used() - self._empty) or self.slots >= self.most:
             self._decided = True
         else:
-            self.slots *= 2
+            self.slots = min(2 * self.slots, self.most)
