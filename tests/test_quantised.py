@@ -417,8 +417,10 @@ def test_a_stack_of_many_equals_runs_alone(kind: str, mode: str, tmp_path: Path)
         tiny.trial(base, "ia3", 5, "ia3", max_length=9),
     ]
     together = tiny.run(work, trials, lanes=2)
+    # int8 also rounds what it multiplies, to 127 steps: the last bit of a sum may move a number by one.
+    tolerance = 1e-4 if mode == "int8" else tiny.TOLERANCE
     for key, ended in tiny.alone(work, trials).items():
-        tiny.assert_same(together[key], ended)
+        tiny.assert_same(together[key], ended, tolerance)
 
 
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])

@@ -40,6 +40,12 @@ class Windows(Encoded):
     counts: IntArray
     offsets: list[IntArray]
 
+    @functools.cached_property
+    def alike(self) -> int:
+        """How many pairs of tokens at most are about the same characters: tokens may be parts of one."""
+        runs = [_longest_run(offsets[:, side]) for offsets in self.offsets for side in (0, 1)]
+        return max(runs, default=1) ** 2
+
     def holds_text(self, rows: slice, tokens: int) -> NDArray[np.bool_]:
         """Whether an answer may begin or end at a token, [rows, tokens]: those of the context with text."""
         held = np.zeros((len(self.example[rows]), tokens), dtype=bool)
@@ -268,6 +274,12 @@ def best_spans(windows: Windows, logits: Tensor, longest: int, count: int) -> Sp
     return Spans(*(column[order[rank < count]] for column in spans))
 
 
+def _longest_run(values: IntArray) -> int:
+    """How many equal values stand beside each other at most; at least 1."""
+    changes = np.flatnonzero(np.diff(values))
+    return int(np.diff([-1, *changes, len(values) - 1]).max()) if len(values) else 1
+
+
 def null_scores(windows: Windows, logits: Tensor) -> FloatArray:
     """The score of no answer, [examples]: that of the first token, in the window where it is lowest."""
     of_rows = logits[:, 0].double().sum(dim=-1).numpy()
@@ -289,7 +301,7 @@ def _of_rows(windows: Windows, logits: Tensor, rows: slice, longest: int, count:
     starts, ends = logits[rows].masked_fill(~held[..., None], -torch.inf).unbind(dim=-1)
     later = torch.nn.functional.pad(ends, (0, longest - 1), value=-torch.inf).unfold(1, longest, 1)
     pairs = (starts[:, :, None] + later).flatten(1)
-    scores, places = pairs.topk(min(count, pairs.shape[1]))
+    scores, places = pairs.topk(min(count * windows.alike, pairs.shape[1]))
     row, rank = np.nonzero((scores > -torch.inf).numpy())
     place = places.numpy()[row, rank]
     first = place // longest
