@@ -25,9 +25,9 @@ from tunestack.bases.layout import LAYOUTS
 
 ARGUMENT = "tunestack_packed"
 """Models hand keywords that they do not know down to their attention."""
-ALIGN = 16
+ALIGN = 64
 """A trial's tokens are filled up to a multiple of so many: oneDNN prepares its products anew for every number
-of rows, and keeps those of a thousand or so."""
+of rows, and keeps a thousand of them."""
 STEP = 16
 """Attention pads a text to a multiple of so many tokens: fast lengths, and the same ones, so the same
 rounding, in any company."""
