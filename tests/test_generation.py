@@ -17,7 +17,7 @@ from tunestack.bases import Base
 from tunestack.data.encode import Encoded, pad
 from tunestack.methods.base import with_head
 from tunestack.methods.sites import Span
-from tunestack.stack.generation import generate
+from tunestack.stack.generation import _Forwards, generate
 from tunestack.stack.stack import Stack, Workload
 from tunestack.tasks.base import Decoding
 from tunestack.tasks.classification import SequenceClassification
@@ -191,6 +191,29 @@ def test_every_family_generates_as_without_a_cache(tmp_path: Path) -> None:
             assert texts == expected, (kind, families[place.index].name)
             differing += texts != found[0]
         assert differing > 3  # the adapters do something
+
+
+@pytest.mark.parametrize("kind", ["llama", "t5"])
+def test_trials_whose_texts_have_all_ended_leave_the_others_going(kind: str, tmp_path: Path) -> None:
+    """Two trials of every family, then one text of one trial alone."""
+    stack = open_stack(tmp_path, kind)
+    families = [one for one in FAMILIES if one.method.stacks and one.name != "bitfit"]  # neither has biases
+    places = place_families(stack, kind, [one for one in families for _ in range(2)])
+    whole = encoded(stack.work.base)
+
+    def after_one_token(chosen: list[Place], kept: list[int]) -> Tensor:
+        spans = [place.span(row, row + 1, False) for row, place in enumerate(chosen)]
+        rows = [(whole, np.array([1]))] * len(chosen)
+        batch = stack.work.task.prompt_batch(rows, 0, [place.leading for place in chosen])
+        forwards = _Forwards(stack.host, spans)
+        forwards.first(batch)
+        forwards.keep(torch.tensor(kept))
+        return forwards.next(torch.full((len(kept),), 7))
+
+    with torch.inference_mode():
+        for index, place in enumerate(places):
+            expected = after_one_token([place], [0])
+            assert torch.allclose(after_one_token(places, [index]), expected, atol=1e-4)
 
 
 def test_a_text_that_never_ends_is_cut(tmp_path: Path) -> None:

@@ -88,7 +88,8 @@ class _Forwards:
 
     def next(self, tokens: Tensor) -> Tensor:
         """Logits [rows, vocabulary] after one more token a row, [rows]."""
-        self.host.rows.set(self.spans, 1)
+        # Adapters of a slot whose texts have all ended have nothing to act on.
+        self.host.rows.set([span for span in self.spans if span.start < span.stop], 1)
         given = self._given
         if self._model.config.is_encoder_decoder:
             encoded = BaseModelOutput(last_hidden_state=self._encoded)
