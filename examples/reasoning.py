@@ -90,16 +90,16 @@ def addition(draw: random.Random) -> Record:
     return _record(text, a, "plus", b, a + b)
 
 
-def subtraction(draw: random.Random) -> Record:
+def subtraction(draw: random.Random, largest: int = LARGEST) -> Record:
     """A problem of another kind, in other words."""
-    name, thing, a, b = _draw(draw)
+    name, thing, a, b = _draw(draw, largest)
     a, b = max(a, b), min(a, b)
     text = f"There were {a} {thing} in a box. {name} took {b} of them. Say how many were left in the box."
     return _record(text, a, "minus", b, a - b)
 
 
-def _draw(draw: random.Random) -> tuple[str, str, int, int]:
-    return draw.choice(NAMES), draw.choice(THINGS), draw.randint(1, LARGEST), draw.randint(1, LARGEST)
+def _draw(draw: random.Random, largest: int = LARGEST) -> tuple[str, str, int, int]:
+    return draw.choice(NAMES), draw.choice(THINGS), draw.randint(1, largest), draw.randint(1, largest)
 
 
 def _record(text: str, a: int, sign: str, b: int, result: int) -> Record:
@@ -233,14 +233,14 @@ def pretrain(
     model.eval()
 
 
-def write_records(folder: Path, **counts: int) -> None:
-    """Files of problems of subtraction, no problem in two of them."""
+def write_records(folder: Path, *, largest: int = LARGEST, **counts: int) -> None:
+    """Files of problems of subtraction, no problem in two of them, numbers from 1 to the largest."""
     draw = random.Random(2)
     seen: set[str] = set()
     for name, count in counts.items():
         records: list[Record] = []
         while len(records) < count:
-            record = subtraction(draw)
+            record = subtraction(draw, largest)
             if record["instruction"] not in seen:
                 seen.add(record["instruction"])
                 records.append(record)

@@ -26,6 +26,8 @@ from tunestack.tasks.registry import make_task
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "reasoning.yaml"
 BASES = Path(__file__).parent / "fixtures" / "reasoning"
 KINDS = ["decoder", "encoder-decoder"]
+LARGEST = 6
+"""Of small numbers four families learn in a minute to subtract; `docs/reasoning.md` has what larger ones take."""
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ def learned(
 ) -> tuple[str, Path, Results]:
     """The base, the folder of the records, and what four families learned of them together, in one stack."""
     folder = tmp_path_factory.mktemp(request.param)
-    reasoning.write_records(folder, train=500, validation=60, test=60)
+    reasoning.write_records(folder, largest=LARGEST, train=500, validation=60, test=60)
     methods = yaml.safe_load(EXAMPLE.read_text())["methods"]
     for method in methods:
         method["training"].pop("epochs", None)
@@ -57,7 +59,7 @@ def learned(
         validation=str(folder / "validation.json"),
         test=str(folder / "test.json"),
         bases=settings(request.param),
-        training={"epochs": 2},
+        training={"epochs": 3},
         measure_costs=False,
         output=folder / "run",
         progress=False,
@@ -72,9 +74,9 @@ def settings(kind: str) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_base_adds_where_it_should_subtract(kind: str, reasoning: ModuleType) -> None:
     draw = random.Random(3)
-    records = {name: [reasoning.subtraction(draw) for _ in range(60)] for name in ("new", "other")}
     known = [reasoning.addition(draw) for _ in range(60)]
-    assert share_right(kind, records["new"]) < 0.1
+    for largest in (LARGEST, reasoning.LARGEST):
+        assert share_right(kind, [reasoning.subtraction(draw, largest) for _ in range(60)]) < 0.1
     assert share_right(kind, known) > 0.9
 
 
@@ -93,7 +95,4 @@ def test_adapters_teach_it(learned: tuple[str, Path, Results]) -> None:
     _, _, results = learned
     found = {candidate.name: candidate.test["accuracy"].mean for candidate in results.candidates}
     assert set(found) == {"lora", "series", "parallel", "prefix"}
-    # After two epochs of 500 problems; `docs/reasoning.md` has what they reach in the end.
-    assert found["lora"] > 0.8
-    assert min(found["series"], found["parallel"]) > 0.4
-    assert found["prefix"] > 0.15
+    assert min(found.values()) > 0.8
