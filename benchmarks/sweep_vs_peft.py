@@ -4,11 +4,11 @@
   b       the same at its best: bf16=True, train_sampling_strategy="group_by_length"
   c       b in one process per core, each with its share of the trials
   sweep   `tunestack sweep`, every trial to its end
-  pruned  the same with trials below the median stopped
+  pruned  the same with successive halving, after two evaluations an epoch
 
 All train the same trials, which tunestack's random sampler draws from the published space (rank 4 to 32,
 alpha 16 to 64, dropout 0 to 0.1; rates 1e-4 to 2e-3, for a small base), on the same rows, as many epochs,
-batch 8, and evaluate the same rows after each epoch. `--share` trains that share of the trials on the peers'
+batch 8, and evaluate the same rows after each epoch (pruned: twice in it). `--share` trains that share of the trials on the peers'
 sides, evenly spread, and multiplies their time: a trial's time depends little on what is searched.
 
 What is timed: all from the first trial's loading of the base to the end of the last trial. Not: imports.
@@ -17,6 +17,8 @@ What is timed: all from the first trial's loading of the base to the end of the 
 from __future__ import annotations
 
 import argparse
+import itertools
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -45,6 +47,7 @@ class Job(BaseModel):
     trials: list[dict[str, Any]] = []
     count: int = 30
     pruner: str = "none"
+    evaluations_per_epoch: int = 1
 
 
 class Found(BaseModel):
@@ -109,6 +112,7 @@ def run_sweep(job: Job) -> Found:
             pruner=job.pruner,
             training={
                 "epochs": settings.epochs,
+                "evaluations_per_epoch": job.evaluations_per_epoch,
                 "batch_size": common.BATCH_SIZE,
                 "lr_scheduler_type": settings.schedule,
                 "weight_decay": common.WEIGHT_DECAY,
@@ -196,15 +200,13 @@ def main() -> None:
 
     for _ in range(options.repeats):
         whole = Job(settings=settings, count=options.trials)
+        pruned = whole.model_copy(update={"pruner": "halving", "evaluations_per_epoch": 2})
         trials = note("sweep", whole).trials
         some = trials[:: round(1 / options.share)]
+        ours = itertools.cycle([("pruned", pruned), ("sweep", whole)])
         for peer in options.peers:
             note(peer, Job(settings=settings, trials=some), len(some) / len(trials))
-            pruned = peer == options.peers[-1]
-            note(
-                "pruned" if pruned else "sweep",
-                whole.model_copy(update={"pruner": "median" if pruned else "none"}),
-            )
+            note(*next(ours))
     print_results(options, runs)
 
 
@@ -215,16 +217,17 @@ def print_results(options: argparse.Namespace, runs: dict[str, list[tuple[float,
         seconds = [value for value, _ in values]
         scores = [f1 for _, found in values for f1 in found.f1]
         ratios = [
-            common.spread([value / min(own for own, _ in runs[ours]) for value in seconds], 1)
+            common.spread([value / statistics.median(own for own, _ in runs[ours]) for value in seconds], 1)
             for ours in ("sweep", "pruned")
         ]
         memory = max(found.peak_memory_bytes for _, found in values) / 1e6
-        best = f"{max(scores):.4f} ({len(values[0][1].f1)} trials)"
-        rows.append([name, common.spread(seconds, 0), *ratios, f"{memory:.0f}", best])
+        best = f"{max(scores):.4f} ({len(values[0][1].f1)} trials to the end)"
+        epochs = f"{values[0][1].epochs:g}"
+        rows.append([name, common.spread(seconds, 0), *ratios, f"{memory:.0f}", epochs, best])
     rows_used = f"{options.fraction:g} of the rows, {options.epochs} epochs, {options.trials} trials"
     peers = f"peers trained {options.share:g} of the trials"
     print(f"{options.base}, {rows_used}; {peers}; {options.threads} threads\n")
-    header = ["", "seconds, all trials", "/ sweep", "/ pruned", "peak MB", "best F1"]
+    header = ["", "seconds, all trials", "/ sweep", "/ pruned", "peak MB", "epochs", "best F1"]
     common.print_table(header, rows)
 
 

@@ -46,6 +46,19 @@ def test_things_are_divided_in_order_and_evenly(count: int, sizes: list[int]) ->
     assert sorted(map(len, parts)) == sizes or (not count and sum(map(len, parts)) == 0)
 
 
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=12), st.integers(1, 4))
+def test_everything_is_shared_and_about_evenly(work: list[int], count: int) -> None:
+    lanes_of = Lanes(torch.device("cpu"))
+    lanes_of.count = count
+    parts = lanes_of.share(range(len(work)), work)
+    assert sorted(place for part in parts for place in part) == list(range(len(work)))
+    assert len(parts) == min(count, len(work))
+    assert all(parts)
+    totals = [sum(work[place] for place in part) for part in parts]
+    assert max(totals) - min(totals) <= max(work)
+    assert max(totals) <= sum(work) / count + (1 - 1 / count) * max(work)  # Graham's bound
+
+
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=9).map(sorted), st.integers(1, 4))
 def test_the_lane_with_most_work_has_as_little_as_can_be(lengths: list[int], count: int) -> None:
     """Against every way to cut; work is rows times the longest."""

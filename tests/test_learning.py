@@ -27,7 +27,7 @@ EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "reasoning.yaml"
 BASES = Path(__file__).parent / "fixtures" / "reasoning"
 KINDS = ["decoder", "encoder-decoder"]
 LARGEST = 6
-"""Of small numbers four families learn in a minute to subtract; `docs/reasoning.md` has what larger ones take."""
+"""Small numbers are learned in a minute; `docs/reasoning.md` has what larger ones take."""
 
 
 @pytest.fixture(scope="module")

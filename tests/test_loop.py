@@ -6,7 +6,9 @@ import math
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 from unittest.mock import patch
@@ -20,6 +22,7 @@ from tunestack.results import CurvePoint
 from tunestack.stack import loop
 from tunestack.stack.events import Event
 from tunestack.stack.loop import train
+from tunestack.stack.room import Room
 from tunestack.stack.slot import Slot, Trial
 from tunestack.stack.stack import NO_ROOM, Workload
 
@@ -49,6 +52,30 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workload, list[Tria
         tiny.trial(base, "c", 3, epochs=2, lr_scheduler_type="linear", class_weights="balanced"),
     ]
     return work, trials, tiny.run(work, trials, slots=2)
+
+
+@pytest.mark.parametrize("seconds", [[3.0, 3.0], [3.0, 9.0]])  # of two slots' steps, and of three or four
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_finding_out_how_many_slots_pay_leaves_no_trace(
+    three: tuple[Workload, list[Trial], dict[str, tiny.Ended]], seconds: list[float], lanes: int
+) -> None:
+    """No step of a rehearsal counts, and a trial that loses its slot again has another one later."""
+    work, trials, whole = three
+    trials = [*trials, replace(trials[0], key="d")]
+    told = iter(seconds)
+    note = Room.note
+    events: list[Event] = []
+    with patch.object(Room, "note", lambda room, measured: note(room, next(told))):
+        ended = tiny.run(work, trials, None, events.append, lanes=lanes)
+    for key, expected in {**whole, "d": whole["a"]}.items():
+        tiny.assert_same(ended[key], expected, atol=1e-6)
+    steps = Counter(event.key for event in events if event.kind == "step")
+    assert steps == {key: one.steps for key, one in ended.items()}
+    started = Counter(event.key for event in events if event.kind == "started")
+    again = seconds[1] > 2 * seconds[0]
+    assert started == {"a": 1, "b": 1, "c": 1 + again, "d": 1 + again}
+    first_step = [event.kind for event in events].index("step")
+    assert sum(event.kind == "started" for event in events[:first_step]) == 4  # they begin together
 
 
 @pytest.mark.parametrize(
@@ -335,10 +362,12 @@ def test_evaluation_out_of_memory_takes_smaller_batches(tmp_path: Path, rows: in
     class Cramped(tiny.Watched):
         """A stack on a machine that evaluates so many rows at a time."""
 
-        def _forward(self, chosen: Any, spans: Any, training: bool = False) -> torch.Tensor:
+        def _forward(
+            self, chosen: Any, spans: Any, training: bool = False, packed: bool = False
+        ) -> torch.Tensor:
             if torch.is_inference_mode_enabled() and sum(len(own) for _, own in chosen) > rows:
                 raise torch.OutOfMemoryError("CUDA out of memory.")
-            return super()._forward(chosen, spans, training)
+            return super()._forward(chosen, spans, training, packed)
 
     wide = tiny.run(work, trials)
     for key, ended in tiny.run(work, trials, stack=Cramped).items():

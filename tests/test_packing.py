@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import tiny
+from families import FAMILIES, Family
 from task_samples import SAMPLES
-from tunestack.bases import packing
+from tunestack.bases import load_base
 from tunestack.bases.attention import LONGEST, short_attention
 from tunestack.bases.packing import ALIGN, ARGUMENT, STEP, Packed
-from tunestack.stack.slot import Slot
+from tunestack.config import BaseConfig
+from tunestack.saved import Seat
+from tunestack.stack.slot import Slot, Trial
 from tunestack.stack.stack import Stack, Workload
 
 LENGTHS = st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=5), min_size=1, max_size=4)
@@ -118,6 +122,53 @@ def test_losses_and_gradients_are_those_with_padding(tmp_path: Path, kind: str, 
         torch.testing.assert_close(gradient, slot.grad, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "family", [one for one in FAMILIES if one.method.stacks], ids=lambda family: family.name
+)
+def test_so_are_those_of_every_family_and_what_it_answers(tmp_path: Path, family: Family) -> None:
+    """Two trials of it, one of whose texts are longer."""
+    stack, lora = opened(tmp_path, "bert", lora_dropout=0.0)
+    config = family.method.make_config(family.fields, "bert", list(stack.host.head))
+    training = lora[0].trial.training
+    slots = [stack.open(Trial(f"{n}", family.method, config, training, n)) for n in range(2)]
+    slots[1].progress.step = 2
+    packs = slots[0].packs
+    assert packs is (family.name not in ("prefix", "p-tuning-v2"))
+    encoded = stack.work.encoded("validation", 512)
+    losses, gradients = stack._backward(slots), [slot.grad.clone() for slot in slots]
+    answers = stack.outputs(slots, encoded)
+    for slot in slots:
+        slot.packs = False
+    stack.packs = False
+    assert losses == pytest.approx(stack._backward(slots), abs=1e-5)
+    torch.testing.assert_close(answers, stack.outputs(slots, encoded), rtol=1e-4, atol=1e-5)
+    for slot, gradient in zip(slots, gradients, strict=True):
+        assert gradient.abs().max() > 1e-5
+        torch.testing.assert_close(gradient, slot.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_answers_are_packed_whatever_the_company(tmp_path: Path) -> None:
+    """Beside a prefix, whose rows keep their padding, and for weights that only predict."""
+    base = tiny.random_base(tmp_path, "bert")
+    work = tiny.workload(base)
+    stack = Stack(work, base.load_model(work.task.auto_class, work.task.model_config(base)))
+    slots = [stack.open(tiny.trial(base, name, 1, method=name)) for name in ("lora", "prefix", "lora")]
+    widths = []
+    query = stack.host.modules["bert.encoder.layer.0.attention.self.query"]
+    query.register_forward_pre_hook(lambda module, given: widths.append(given[0].shape[1]))
+    encoded = work.encoded("validation", 512)
+    together = stack.outputs(slots, encoded)
+    assert 1 in widths  # tokens are rows
+    assert max(widths) > 1  # the prefix's are not
+    widths.clear()
+    for place, slot in enumerate(slots):
+        assert torch.equal(stack.outputs([slot], encoded)[0], together[place])
+    assert 1 in widths
+    widths.clear()
+    assert torch.equal(stack.outputs([Seat(slots[0].index)], encoded)[0], together[0])
+    assert set(widths) == {1}
+
+
 def test_no_block_sees_padding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All blocks get the texts' tokens, filled up trial by trial, and what follows attention in the last one
     gets a token a text.
@@ -156,8 +207,23 @@ def test_who_packs_depends_on_the_trial_alone(tmp_path: Path) -> None:
 def test_other_architectures_keep_their_padding(tmp_path: Path, kind: str) -> None:
     base = tiny.random_base(tmp_path, kind)
     work = tiny.workload(base)
-    model = base.load_model(work.task.auto_class, work.task.model_config(base)).model
-    assert not packing.pack_encoder(model)
+    assert not base.load_model(work.task.auto_class, work.task.model_config(base)).packs
+
+
+def test_so_do_bases_with_another_attention(tmp_path: Path) -> None:
+    """A config may choose one, and no other knows where texts begin."""
+    base = tiny.random_base(tmp_path, "bert")
+    work = tiny.workload(base)
+    loaded = base.load_model(work.task.auto_class, work.task.model_config(base))
+    assert loaded.packs
+    loaded.model.save_pretrained(tmp_path / "eager")
+    base.tokenizer.save_pretrained(tmp_path / "eager")
+    config = json.loads((tmp_path / "eager" / "config.json").read_text())
+    (tmp_path / "eager" / "config.json").write_text(json.dumps({**config, "attn_implementation": "eager"}))
+    eager = load_base(BaseConfig(model=str(tmp_path / "eager"), dtype="float32", device_map="cpu"))
+    again = eager.load_model(work.task.auto_class, work.task.model_config(eager))
+    assert again.model.config._attn_implementation == "eager"
+    assert not again.packs
 
 
 def test_lengths_in_attention_do_not_depend_on_company() -> None:

@@ -310,15 +310,42 @@ def test_trackers_are_told_of_every_trial_and_of_the_result(tiny_data: Path, tmp
     ("fields", "most"),
     [
         ({}, 8),
-        ({"sampler": "random"}, 8),  # the pruner compares
+        ({"sampler": "random"}, 8),  # the median is that of trials that have ended
+        ({"sampler": "random", "pruner": "halving"}, None),
         ({"sampler": "bayes", "pruner": "none"}, 8),
         ({"sampler": "random", "pruner": "none"}, None),
-        ({"sampler": "grid", "pruner": "none"}, None),
-        ({"trials": 3}, 1),
+        (
+            {
+                "sampler": "grid",
+                "pruner": "none",
+                "search": {"lora_alpha": list(range(1, 41))},
+                "methods": ["lora"],
+            },
+            None,
+        ),
+        ({"sampler": "random", "training": {"epochs": 1}}, None),  # evaluated once, at the end
+        ({"pruner": "none", "search": {"r": [1, 2, 4]}, "methods": ["lora"]}, None),  # all points are tried
+        ({"search": {"r": list(range(1, 13))}, "methods": ["lora"]}, 3),  # twelve trials, and a pruner
+        ({"trials": 3}, 2),
     ],
 )
-def test_a_search_that_learns_does_not_train_all_trials_at_once(
+def test_how_many_trials_may_train_at_once(
     tiny_data: Path, tmp_path: Path, fields: dict[str, Any], most: int | None
 ) -> None:
-    values = settings(tiny_data, tmp_path / "run", **{"trials": 30, **fields})
-    assert validated(SweepConfig, values).most_slots == most
+    values = settings(tiny_data, tmp_path / "run", **{"trials": 30, "slots": None, **fields})
+    assert make_plan(validated(SweepConfig, values)).most_slots == most
+
+
+def test_a_search_that_learns_does_not_train_all_trials_at_once(tiny_data: Path, tmp_path: Path) -> None:
+    """Though more slots pay: with all at once, the first one would end with all others in training."""
+    events: list[Event] = []
+    fields: dict[str, Any] = {"trials": 8, "slots": None, "sampler": "random", "training": {"epochs": 2}}
+    results = sweep(settings(tiny_data, tmp_path / "run", **fields), events)
+    assert results.search is not None
+    assert len(results.search.trials) == 8
+    kinds = [event.kind for event in events if event.key]
+    at_once = [
+        kinds[:place].count("started") - sum(kinds[:place].count(end) for end in ("finished", "pruned"))
+        for place in range(len(kinds))
+    ]
+    assert max(at_once) == 2

@@ -185,7 +185,7 @@ class Watched(loop.Stack):
 def run(
     work: Workload,
     trials: list[Trial],
-    slots: int = 8,
+    slots: int | None = 8,
     notify: Notify = lambda event: None,
     checkpoints: Path | None = None,
     stack: type[loop.Stack] = Watched,

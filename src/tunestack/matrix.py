@@ -125,8 +125,8 @@ class _Bench:
         self.loaded = base.load_model(task.auto_class, task.model_config(base))
         self.skeleton: PreTrainedModel = base.skeleton(task.auto_class, task.model_config(base))
         self.head = head_modules(self.skeleton, base.config.model_type)
-        self.stack = Stack(self.work, self.loaded)
         self.plain = copy.deepcopy(self.loaded.model)
+        self.stack = Stack(self.work, self.loaded)
 
     def try_out(self, method: Method, folder: Path) -> str:
         """Train one step and save; what the files load in. Raises UserError for what cannot work."""

@@ -19,7 +19,7 @@ from transformers.quantizers.base import get_keys_to_not_convert
 from tunestack.bases import attention, quantised
 from tunestack.bases.frozen import pack_linears
 from tunestack.bases.layout import LAYOUTS
-from tunestack.bases.packing import ARGUMENT, Packed
+from tunestack.bases.packing import ARGUMENT, Packed, pack_encoder
 from tunestack.bases.sources import Source, load_tokenizer, resolve
 from tunestack.config import BaseConfig
 from tunestack.errors import Problem, UserError
@@ -113,7 +113,8 @@ class Base:
             )
             model.to(self.device)  # type: ignore[arg-type]
         # Where transformers chose another kernel, the model needs something that ours does not have.
-        if self.device.type == "cpu" and model.config._attn_implementation == "sdpa":
+        short = self.device.type == "cpu" and model.config._attn_implementation == "sdpa"
+        if short:
             model.set_attn_implementation(attention.register())
         # Keys and values of a whole batch that nobody reads again; T5's decoder has a config of its own.
         for inner in model.modules():
@@ -128,7 +129,8 @@ class Base:
         )
         fresh = _owners([*missing, *mismatched])
         pack_linears(model, [*head, *fresh])
-        return LoadedModel(model, tuple(head), frozenset(head if self.source.random else fresh))
+        drawn = frozenset(head if self.source.random else fresh)
+        return LoadedModel(model, tuple(head), drawn, packs=short and pack_encoder(model))
 
     def load_plain(
         self, auto_class: type[_BaseAutoModelClass], config: PretrainedConfig, dtype: torch.dtype
@@ -185,12 +187,13 @@ class LoadedModel:
     """A model with its weights.
 
     head: modules that every method trains whole. fresh: modules without pretrained weights, which every
-    trial draws from its own seed.
+    trial draws from its own seed. packs: whether its encoder takes batches without padding.
     """
 
     model: PreTrainedModel
     head: tuple[str, ...]
     fresh: frozenset[str]
+    packs: bool = False
 
 
 def recompute_blocks(model: PreTrainedModel) -> None:

@@ -148,15 +148,16 @@ class Packed:
 
 
 def pack_encoder(model: PreTrainedModel) -> bool:
-    """Let the model's encoder work without padding when it is called with `ARGUMENT`; says whether it can."""
+    """Let the model's encoder work without padding when it is called with `ARGUMENT`; says whether it can.
+
+    Its attention must be the short one, for no other knows where texts begin.
+    """
     row = LAYOUTS.get(model.config.model_type)
-    if row is None or row.encoder is None or model.config.is_decoder or model.device.type != "cpu":
+    own_code = not type(model).__module__.startswith("transformers.models.")
+    if row is None or row.encoder is None or model.config.is_decoder or own_code:
         return False
     encoder = model.base_model.get_submodule(row.encoder)
-    if not hasattr(encoder.forward, "packs"):
-        forward = functools.partial(_without_padding, encoder.forward)
-        forward.packs = True  # type: ignore[attr-defined]
-        encoder.forward = forward
+    encoder.forward = functools.partial(_without_padding, encoder.forward)
     return True
 
 

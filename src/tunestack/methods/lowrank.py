@@ -44,7 +44,8 @@ class LoraPart(Part):
 
 
 class _AddUpdates(torch.autograd.Function):
-    """Adds s B A x to y slot by slot; saves x once and never forms an update of y's size.
+    """Adds s B A x to y slot by slot; saves each slot's x once, with its dropout, and never forms an update
+    of y's size.
 
     Slots that lie side by side with as many rows each share every product, ranks padded with zeros. y comes
     first: a linear's output is a view, and autograd takes the first input of a function that writes into a
@@ -56,14 +57,15 @@ class _AddUpdates(torch.autograd.Function):
         ctx.groups = _groups(members)
         ctx.whole = sum(m.span.stop - m.span.start for m in members) == x.shape[0]
         pairs = iter(zip(weights[::2], weights[1::2], strict=True))
-        saved: list[Tensor | None] = [x]
+        ctx.shape = x.shape
+        saved: list[Tensor | None] = []
         for group in ctx.groups:
             own = [next(pairs) for _ in group]
             a = _stacked([a for a, _ in own]).to(x.dtype)
             b = _stacked([b.t() for _, b in own]).mul_(_scalings(group, a.device)).to(x.dtype)
             keep = _keep(x, group)
-            rows = None if keep is None else _rows(x, group) * keep
-            low = torch.bmm(_rows(x, group) if rows is None else rows, a.transpose(1, 2))
+            rows = _rows(x, group) if keep is None else _rows(x, group) * keep
+            low = torch.bmm(rows, a.transpose(1, 2))
             _rows(y, group).baddbmm_(low, b)
             saved += [a, b, low, keep, rows]
         ctx.save_for_backward(*saved)
@@ -73,17 +75,16 @@ class _AddUpdates(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad = grads[0].contiguous()
-        x, *saved = ctx.saved_tensors
         grad_x: Tensor | None = None
         if ctx.needs_input_grad[1]:
-            grad_x = torch.empty_like(x) if ctx.whole else torch.zeros_like(x)
-        tensors = iter(saved)
+            grad_x = grad.new_empty(ctx.shape) if ctx.whole else grad.new_zeros(ctx.shape)
+        tensors = iter(ctx.saved_tensors)
         grad_weights: list[Tensor | None] = []
         for group in ctx.groups:
             a, b, low, keep, rows = (next(tensors) for _ in range(5))
             upper = _rows(grad, group)
             grad_low = torch.bmm(upper, b.transpose(1, 2))
-            grad_a = torch.bmm(grad_low.transpose(1, 2), _rows(x, group) if rows is None else rows)
+            grad_a = torch.bmm(grad_low.transpose(1, 2), rows)
             grad_b = torch.bmm(low.transpose(1, 2), upper).mul_(_scalings(group, low.device))
             for member, its_a, its_b in zip(group, grad_a, grad_b, strict=True):
                 r = member.part.A.shape[0]

@@ -34,7 +34,6 @@ class Span:
     the sake of company; of an encoder-decoder for what each half reads. What has another number of tokens is
     not padded for company.
     leading: how many places stand before each of its texts, for embeddings that the slot brings itself.
-    packs: whether its rows pass through the model without padding, where those of all others do, too.
     """
 
     slot: int
@@ -43,7 +42,6 @@ class Span:
     noise: int | None = None
     lengths: Mapping[int, int] = field(default_factory=dict)
     leading: int = 0
-    packs: bool = False
 
 
 class Rows(threading.local):

@@ -165,10 +165,6 @@ class SweepMethod(MethodEntry):
         return self.name or self.method
 
 
-ROUNDS = 4
-"""How many times in a row a sweep that learns fills its slots, at least."""
-
-
 class SweepConfig(Settings):
     """A sweep: trials with searched hyper-parameters, on one base and one task."""
 
@@ -216,14 +212,6 @@ class SweepConfig(Settings):
                 name: value for name, value in values["training"].items() if name not in self.always_searched
             }
         return values
-
-    @property
-    def most_slots(self) -> int | None:
-        """How many trials may train at once where `slots` does not say. With all of them at once, a sampler
-        has nothing to learn from and a pruner nothing to compare with. None: any number.
-        """
-        learns = self.sampler in ("tpe", "bayes") or self.pruner != "none"
-        return math.ceil(self.trials / ROUNDS) if learns else None
 
     @property
     def always_searched(self) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -19,14 +20,18 @@ from tunestack.errors import Problems, UserError, did_you_mean
 from tunestack.methods.registry import METHODS
 from tunestack.search.config import SweepConfig, SweepMethod
 from tunestack.search.space import Branch, Space, Suggestion
+from tunestack.search.strategies import LEARNING, WAITING
 from tunestack.settings import validated
 from tunestack.stack.optim import check_optimizer
+from tunestack.stack.room import FIRST
 from tunestack.tasks.base import Task
 from tunestack.tasks.registry import open_task
 from tunestack.trackers.registry import check_trackers
 
 RUNGS = "evaluations_per_epoch"
 
+ROUNDS = 4
+"""A search that learns from trials that ended has no more than one in so many in training at once."""
 Room = tuple[int, int]
 """How many tokens an example may have, and for how many there are places at all."""
 
@@ -45,6 +50,19 @@ class SweepPlan:
     base: Base
     check: BaseCheck
     notes: tuple[str, ...]
+
+    @property
+    def most_slots(self) -> int | None:
+        """How many trials may train at once where `slots` does not say. With all of them at once, there is
+        nothing that a sampler could learn from, nor a pruner that looks at those that have ended. None: any
+        number.
+        """
+        config, space = self.config, self.space
+        samples = config.sampler in LEARNING and not space.listed
+        prunes = config.pruner in WAITING and space.most_evaluations > 1
+        if not samples and not prunes:
+            return None
+        return max(FIRST, math.ceil(min(config.trials, space.size or config.trials) / ROUNDS))
 
     def candidate(self, suggestion: Suggestion, name: str) -> MethodCandidate:
         """A suggestion as a candidate of that name. Raises UserError for values that do not go together."""

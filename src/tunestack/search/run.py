@@ -259,7 +259,7 @@ class _Sweep:
             self.told,
             self.folder.checkpoints,
             self.prune,
-            config.most_slots,
+            self.plan.most_slots,
         )
         for outcome in outcomes:
             self.finish(outcome)

@@ -14,6 +14,11 @@ from optuna.samplers import BaseSampler, GPSampler, RandomSampler, TPESampler
 REDUCTION = 3
 """One of so many trials goes on at a rung, which lies at so many times the evaluations of the one before."""
 
+LEARNING = ("tpe", "bayes")
+"""Samplers that learn from trials that have ended."""
+WAITING = ("median",)
+"""Pruners that compare with trials that have ended; the others compare with whoever came as far."""
+
 
 def make_sampler(kind: str, seed: int, number: int, conditional: bool) -> BaseSampler:
     """The sampler of one trial.

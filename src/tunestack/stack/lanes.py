@@ -41,7 +41,8 @@ class Lanes:
         if lengths is None or parts == 1:
             ends = [round(len(things) * part / parts) for part in range(parts + 1)]
         else:
-            most = range(lengths[-1], lengths[-1] * len(things) + 1)
+            longest = max(1, lengths[-1])
+            most = range(longest, longest * len(things) + 1)
             work = most[bisect.bisect_left(most, True, key=lambda n: len(_ends(lengths, n)) <= parts + 1)]
             ends = _ends(lengths, work)
         return [things[start:stop] for start, stop in itertools.pairwise(ends)]

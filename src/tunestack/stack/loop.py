@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Literal
 
 from tunestack.results import CurvePoint
 from tunestack.stack.events import Event, Notify, event_of
-from tunestack.stack.room import Room, release_memory
+from tunestack.stack.room import REHEARSALS, Room, release_memory
 from tunestack.stack.slot import Slot, Trial
 from tunestack.stack.stack import NO_ROOM, Outcome, Stack, Workload, out_of_memory
 
@@ -121,10 +122,11 @@ def _train_stack(
                     _narrow(room, len(active), trial, notify)
             if not active:
                 return
+            if not room.decided:
+                again += _rehearse(stack, room, active, notify)
+                continue
             running = [slot for slot in active if not slot.finished]
-            started = time.perf_counter()
             stack.step(running, notify)
-            room.note(len(running), time.perf_counter() - started, stack.width)
             if broken := [slot for slot in running if slot.broken]:
                 company = len(active)
                 for slot in broken:
@@ -153,6 +155,32 @@ def _train_stack(
     except (KeyboardInterrupt, GeneratorExit):
         _save(active, checkpoints)
         raise
+
+
+def _rehearse(stack: Stack, room: Room, active: list[Slot], notify: Notify) -> list[Trial]:
+    """See what a step takes with as many slots as there are, for the room to decide how many there will be.
+
+    Nothing is trained yet: trials that begin together stay in step, and batches of one seed then are equally
+    large and share their products. Returns trials that have lost their slots again.
+    """
+    if len(active) < room.slots:  # there are no more trials
+        room.limit(len(active))
+        return []
+    forwards = stack.width, stack.lanes.count
+    seconds = math.inf
+    for _ in range(REHEARSALS):
+        started = time.perf_counter()
+        stack.rehearse(active, notify)
+        seconds = min(seconds, time.perf_counter() - started)
+    if forwards != (stack.width, stack.lanes.count):  # memory is full
+        room.limit(len(active))
+    else:
+        room.note(seconds)
+    surplus = active[room.slots :]
+    for slot in surplus:
+        active.remove(slot)
+        stack.close(slot)
+    return [slot.trial for slot in reversed(surplus)]
 
 
 def _judge(slots: Sequence[Slot], prune: Prune) -> None:

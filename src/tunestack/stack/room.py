@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import statistics
 import sys
 from collections.abc import Callable
 
@@ -12,8 +11,8 @@ import torch
 
 FIRST = 2
 """Slots to begin with, or one a lane where there are more lanes."""
-STEPS = 16
-"""Full steps to look at before the next decision; batches of all lengths are among them."""
+REHEARSALS = 3
+"""Steps to look at before the next decision, of which the fastest counts: a moment's disturbance does not."""
 GAIN = 0.05
 """By how much of its time twice as many slots must make a slot's step faster."""
 SPARE = 1.5
@@ -30,9 +29,9 @@ def release_memory() -> None:
 class Room:
     """The number of slots: what the user says, or one that is doubled as long as that pays.
 
-    slots: at present. Doubling ends where a slot's step gets less than `GAIN` faster (and is undone where it
-    gets slower), at `most`, where memory would not hold what the slots so far took once more, or did not hold
-    them.
+    slots: at present. decided: whether it grows no more. Doubling ends where a slot's step gets less than
+    `GAIN` faster (and is undone where it gets slower), at `most`, where memory would not hold what the slots
+    so far took once more, or did not hold them.
 
     used, free: bytes that this process has taken on the device, and that are free there.
     """
@@ -47,11 +46,10 @@ class Room:
     ) -> None:
         self.most = most or sys.maxsize
         self.slots = slots or min(max(FIRST, lanes), self.most)
-        self._decided = slots is not None
+        self.decided = slots is not None
         self._used, self._free = used, free
         self._empty = used()
-        self._seconds: list[float] = []
-        self._before: float | None = None
+        self._before: tuple[int, float] | None = None
 
     @classmethod
     def on(cls, device: torch.device, slots: int | None, lanes: int, most: int | None = None) -> Room:
@@ -73,31 +71,20 @@ class Room:
             most,
         )
 
-    def note(self, running: int, seconds: float, width: int | None) -> None:
-        """Learn from a step. running: how many slots took part; width: how many a forward holds, or None."""
-        if self._decided or running < self.slots:
-            return
-        if width is not None:
-            self._decided = True
-            return
-        self._seconds.append(seconds / running)
-        if len(self._seconds) == STEPS:
-            self._decide(statistics.median(self._seconds))
-            self._seconds = []
-
-    def limit(self, slots: int) -> None:
-        """Never have more slots than so many, which memory holds."""
-        self.slots = max(1, min(self.slots, slots))
-        self._decided = True
-
-    def _decide(self, seconds: float) -> None:
-        """Double, stay or go back. seconds: of a slot's step with the present number."""
-        before, self._before = self._before, seconds
-        if before is not None and seconds > before * (1 - GAIN):
-            self._decided = True
-            if seconds > before:
-                self.slots //= 2
+    def note(self, seconds: float) -> None:
+        """Learn from a step of all slots: double them, stay, or go back. seconds: of the whole step."""
+        each = seconds / self.slots
+        before, self._before = self._before, (self.slots, each)
+        if before is not None and each > before[1] * (1 - GAIN):
+            self.decided = True
+            if each > before[1]:
+                self.slots = before[0]
         elif self._free() < SPARE * (self._used() - self._empty) or self.slots >= self.most:
-            self._decided = True
+            self.decided = True
         else:
             self.slots = min(2 * self.slots, self.most)
+
+    def limit(self, slots: int) -> None:
+        """Never have more slots than so many: there is no more memory, or no more trials."""
+        self.slots = max(1, min(self.slots, slots))
+        self.decided = True

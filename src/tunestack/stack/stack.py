@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
@@ -16,7 +16,7 @@ from tunestack.arrays import IntArray
 from tunestack.bases import Base
 from tunestack.bases.attention import LONGEST
 from tunestack.bases.base import LoadedModel, keep_first_token
-from tunestack.bases.packing import ARGUMENT, Packed, pack_encoder
+from tunestack.bases.packing import ARGUMENT, Packed
 from tunestack.data.batches import evaluation_batches
 from tunestack.data.encode import Encoded
 from tunestack.errors import Problem, UserError
@@ -30,6 +30,8 @@ from tunestack.stack.slot import Slot, Trial
 from tunestack.tasks.base import Decoding, Evaluation, Given, Task
 
 T = TypeVar("T")
+End = Callable[[Slot, float], None]
+"""What becomes of a slot whose gradients are there, and of its loss."""
 
 EVALUATION_TOKENS = 8192
 """Padded tokens of one evaluation batch, all slots together."""
@@ -103,6 +105,10 @@ class Outcome:
 class Occupant(Protocol):
     """Whoever has rows in a batch."""
 
+    @property
+    def index(self) -> int:
+        """Under which its parts are placed in the model."""
+
     def span(self, start: int, stop: int, training: bool) -> Span:
         """The rows [start, stop) as this one's."""
 
@@ -111,7 +117,8 @@ class Stack:
     """Trials in training on one model.
 
     width: how many slots take part in one forward; halved when memory does not suffice. lanes: how many
-    forwards run side by side.
+    forwards run side by side. packs: whether the model takes batches without padding. autocast: for a model
+    whose own weights train, and which its trial may have changed in other ways, too.
     """
 
     def __init__(self, work: Workload, loaded: LoadedModel, autocast: bool = False) -> None:
@@ -122,7 +129,7 @@ class Stack:
             keep_first_token(loaded.model)
         self.host = Host(loaded.model, loaded.head, loaded.fresh, work.base.tokenizer)
         self.device = work.base.device
-        self.packs = pack_encoder(loaded.model)
+        self.packs = loaded.packs and not autocast
         self.width: int | None = None
         self.lanes = Lanes(self.device)
         self._autocast = autocast and work.base.dtype != torch.float32
@@ -148,13 +155,15 @@ class Stack:
         max_length = self.work.base.room_for_text(trial.training.max_length, adapter.positions)
         train = self.work.encoded("train", max_length)
         weights = self.work.task.class_weights(trial.training.class_weights, train, self.device)
-        packs = (
-            self.packs
-            and trial.method.stacks  # others may have changed the model itself
-            and index not in self.host.entrance  # nor may the padded batch be another
-            and int(train.lengths.max()) <= LONGEST
-        )
+        packs = self._packs(index, train)
         return Slot(index, trial, config, adapter, max_length, train.lengths, weights, packs)
+
+    def _packs(self, index: int, encoded: Encoded) -> bool:
+        """Whether a slot's rows of a split pass through the model without padding: a matter of the two alone,
+        whatever company they have. A padded batch that a slot changes stays padded.
+        """
+        shortish = int(encoded.lengths.max(initial=0)) <= LONGEST
+        return self.packs and index not in self.host.entrance and shortish
 
     def close(self, slot: Slot) -> None:
         """Take a trial out; its neighbours do not notice."""
@@ -162,21 +171,28 @@ class Stack:
 
     def step(self, slots: Sequence[Slot], notify: Notify) -> None:
         """One optimisation step of every slot given, in as few forwards as lanes and memory allow."""
+        self._pass(slots, notify, _update)
+
+    def rehearse(self, slots: Sequence[Slot], notify: Notify) -> None:
+        """All of a step but its end: to see what it takes. No slot is another one afterwards."""
+        self._pass(slots, notify, lambda slot, loss: None)
+
+    def _pass(self, slots: Sequence[Slot], notify: Notify, end: End) -> None:
         for packs in (True, False):  # a forward has padding or has none
             todo = [slot for slot in slots if slot.packs is packs]
             if not packs:  # it pads all of its rows to the longest one: like goes to like
                 todo.sort(key=lambda slot: slot.next_length)
             while todo:
-                todo = self._step(todo, notify)
+                todo = self._pass_some(todo, notify, end)
 
-    def _step(self, slots: Sequence[Slot], notify: Notify) -> list[Slot]:
-        """A step of as many as there is room for; returns those that are still to make theirs."""
+    def _pass_some(self, slots: Sequence[Slot], notify: Notify, end: End) -> list[Slot]:
+        """As many as there is room for; returns those whose turn is still to come."""
         groups = self._groups(slots, self._shares)
         again: list[Slot] = []
         for group, done in zip(groups, self.lanes.run(self._backward, groups), strict=True):
             if (error := done.exception()) is None:
                 for slot, loss in zip(group, done.result(), strict=True):
-                    _update(slot, loss)
+                    end(slot, loss)
             else:
                 again += self._narrow(group, error, len(groups), notify)
         return [*again, *slots[sum(map(len, groups)) :]]
@@ -237,7 +253,7 @@ class Stack:
     def _gradients(
         self, slots: Sequence[Slot], chosen: Sequence[tuple[Encoded, IntArray]], spans: Sequence[Span]
     ) -> list[float]:
-        logits = self._forward(chosen, spans, training=True)
+        logits = self._forward(chosen, spans, training=True, packed=slots[0].packs)
         losses = []
         for slot, span, (encoded, indices) in zip(slots, spans, chosen, strict=True):
             targets = self.work.task.targets(encoded, indices).to(self.device)
@@ -248,7 +264,11 @@ class Stack:
         return [float(loss) for loss in total.detach().cpu()]
 
     def _forward(
-        self, chosen: Sequence[tuple[Encoded, IntArray]], spans: Sequence[Span], training: bool = False
+        self,
+        chosen: Sequence[tuple[Encoded, IntArray]],
+        spans: Sequence[Span],
+        training: bool = False,
+        packed: bool = False,
     ) -> Tensor:
         leading = [span.leading for span in spans]
         batch = self.work.task.batch(chosen, self.work.base.tokenizer.pad_token_id, leading)
@@ -258,11 +278,10 @@ class Stack:
         ]
         there: dict[str, Any] = {name: tensor.to(self.device) for name, tensor in batch.items()}
         starts = None
-        # Texts may be longer in evaluation; that has no masks, so it is free to go the other way.
-        if all(span.packs for span in spans) and (training or batch["input_ids"].shape[1] <= LONGEST):
+        if packed:
             owners = [span.stop - span.start for span in spans]
-            there[ARGUMENT] = packed = Packed(batch["attention_mask"], owners)
-            starts = packed.starts
+            there[ARGUMENT] = places = Packed(batch["attention_mask"], owners)
+            starts = places.starts
         self.host.rows.set(owned, batch["input_ids"].shape[1], starts)
         with self._precision():
             return self.work.task.forward(self.host.model, self.host.arguments(there), training)
@@ -291,17 +310,22 @@ class Stack:
 
         Out of memory, batches are halved, down to single rows.
         """
-        return torch.cat(self._evaluated(slots, functools.partial(self._outputs, encoded=encoded)))
+        kinds = [self._packs(slot.index, encoded) for slot in slots]
+        found: dict[int, Tensor] = {}
+        for packed in (True, False):
+            run = functools.partial(self._outputs, encoded=encoded, packed=packed)
+            places = [place for place, kind in enumerate(kinds) if kind is packed]
+            found.update(zip(places, self._evaluated([slots[place] for place in places], run), strict=True))
+        return torch.stack([found[place] for place in range(len(slots))])
 
     def generate(
         self, slots: Sequence[Occupant], encoded: Encoded, decoding: Decoding
     ) -> list[list[list[int]]]:
         """What every slot writes after every row, as token ids without the last one, by slot and row."""
-        run = functools.partial(self._generate, encoded=encoded, decoding=decoding)
-        return [texts for group in self._evaluated(slots, run) for texts in group]
+        return self._evaluated(slots, functools.partial(self._generate, encoded=encoded, decoding=decoding))
 
-    def _evaluated(self, slots: Sequence[Occupant], run: Callable[..., T]) -> list[T]:
-        """The slots in groups, side by side, each within its share of the tokens."""
+    def _evaluated(self, slots: Sequence[Occupant], run: Callable[..., Iterable[T]]) -> list[T]:
+        """What `run` gives for every slot, in groups side by side, each within its share of the tokens."""
         outputs: list[T] = []
         left = slots
         try:
@@ -309,7 +333,8 @@ class Stack:
                 groups = self._groups(left)
                 left = left[sum(map(len, groups)) :]
                 part = functools.partial(run, tokens=self._evaluation_tokens // len(groups))
-                outputs += [done.result() for done in self.lanes.run(part, groups)]
+                for done in self.lanes.run(part, groups):
+                    outputs += done.result()
             return outputs
         except SharedInputError:
             self.width = 1
@@ -326,13 +351,13 @@ class Stack:
         return self._evaluated(slots, run)
 
     @torch.inference_mode()
-    def _outputs(self, slots: Sequence[Occupant], encoded: Encoded, tokens: int) -> Tensor:
+    def _outputs(self, slots: Sequence[Occupant], encoded: Encoded, packed: bool, tokens: int) -> Tensor:
         results: Tensor | None = None
         sizes = self.work.task.evaluation_sizes(encoded)
         for indices in evaluation_batches(sizes, max(1, tokens // len(slots))):
             chosen = [(encoded, indices)] * len(slots)
             spans = _spans(slots, chosen, training=False)
-            logits = self._forward(chosen, spans, training=False)
+            logits = self._forward(chosen, spans, packed=packed)
             kept = [self.work.task.collect(self._own(logits, span), encoded, indices).cpu() for span in spans]
             if results is None:
                 results = torch.zeros(len(slots), len(encoded), *kept[0].shape[1:])
