@@ -8,8 +8,9 @@
 
 All train the same trials, which tunestack's random sampler draws from the published space (rank 4 to 32,
 alpha 16 to 64, dropout 0 to 0.1; rates 1e-4 to 2e-3, for a small base), on the same rows, as many epochs,
-batch 8, and evaluate the same rows after each epoch (pruned: twice in it). `--share` trains that share of the trials on the peers'
-sides, evenly spread, and multiplies their time: a trial's time depends little on what is searched.
+batch 8, and evaluate the same rows after each epoch (pruned: twice in it). `--share` trains that share of the
+trials on the peers' sides, evenly spread, and multiplies their time: a trial's time depends little on what is
+searched.
 
 What is timed: all from the first trial's loading of the base to the end of the last trial. Not: imports.
 """
