@@ -179,7 +179,7 @@ def _results(
         pruner=plan.config.pruner,
         trials=list(records),
         importances=study.importances(),
-        confirmed=CONFIRMED if confirmed is not None else None,
+        confirmed=CONFIRMED if confirmed is not None and confirmed.verdict is not None else None,
     )
     results = collect(replace(folder.plan, candidates=list(candidates)), folder)
     update = {
@@ -198,10 +198,14 @@ def _verdict(records: Sequence[SearchTrial], metric: str, confirmed: Results | N
     if confirmed is not None and confirmed.verdict is not None:
         return confirmed.verdict
     first = best[0]
+    again = (
+        "--confirm 3 trains the best three again with several seeds."
+        if confirmed is None
+        else f"none of those trained again with several seeds finished ({CONFIRMED}/report.html says why)."
+    )
     sentence = (
         f"{first.name} has the highest {metric} on validation, {first.value:.3f}, of {len(best)} complete "
-        f"trials of {len(records)}. The best of many with one seed may be a lucky draw: --confirm 3 trains "
-        "the best three again with several seeds."
+        f"trials of {len(records)}. The best of many with one seed may be a lucky draw: {again}"
     )
     return Verdict(sentence=sentence, best=first.name, ship=first.name, clear=False)
 
