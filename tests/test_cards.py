@@ -58,6 +58,9 @@ def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     sample, folder = SAMPLES[name], tmp_path_factory.mktemp(name)
     place = tiny.save_base(folder, kind, **sample.fields)
     (place / "generation_config.json").write_text(json.dumps(GENERATION))
+    if kind == "mt5":  # stands for bases whose tokenizer adds nothing to a text
+        tokens = json.loads((place / "tokenizer.json").read_text())
+        (place / "tokenizer.json").write_text(json.dumps({**tokens, "post_processor": None}))
     base = tiny.open_base(str(place))
     task = sample.make()
     loaded = base.load_model(task.auto_class_for(base.config), task.model_config(base))
