@@ -508,6 +508,13 @@ def test_double_quantisation_without_nf4_is_refused(settings: dict[str, Any]) ->
         BaseConfig(model="m", **settings)
 
 
+def test_settings_of_the_plain_base_have_nothing_about_quantising() -> None:
+    quantised = {"quantize": "nf4", "double_quant": False, "skip_modules": ["query"]}
+    found = BaseConfig(model="m", dtype="bfloat16", revision="v1", **quantised).plain()
+    assert found == BaseConfig(model="m", dtype="bfloat16", revision="v1")
+    assert BaseConfig(**found.model_dump()) == found
+
+
 # Comparisons
 
 

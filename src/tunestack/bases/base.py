@@ -137,8 +137,7 @@ class Base:
         if self.settings.quantize is None:
             return self.load_model(auto_class, config, dtype)
         loaded = self.load_model(auto_class, config)
-        settings = self.settings.model_copy(update={"quantize": None, "double_quant": None})
-        plain = replace(self, settings=settings).load_model(auto_class, config, dtype)
+        plain = replace(self, settings=self.settings.plain()).load_model(auto_class, config, dtype)
         quantised.copy_values(loaded.model, plain.model)
         return plain
 
