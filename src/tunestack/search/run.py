@@ -14,7 +14,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from tunestack.comparison.folder import FREE, RunFolder
-from tunestack.comparison.plan import MethodCandidate, Plan
+from tunestack.comparison.plan import MethodCandidate, Plan, base_name
 from tunestack.comparison.run import PRUNED, collect, run_comparison, save_outcome
 from tunestack.comparison.track import conclusion
 from tunestack.config import CompareConfig
@@ -224,7 +224,7 @@ def as_comparison(plan: SweepPlan) -> Plan:
         measure_costs=False,
         output=config.output,
     )
-    return Plan(settings, plan.data, plan.task, {config.base.model: plan.base}, [])
+    return Plan(settings, plan.data, plan.task, {base_name(config.base): plan.base}, [])
 
 
 def name_of(number: int) -> str:
