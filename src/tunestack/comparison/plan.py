@@ -217,7 +217,8 @@ def base_name(settings: BaseConfig, among: Sequence[BaseConfig] = ()) -> str:
     parts.append(settings.quantize)
     if settings.double_quant is False and len({(other.quantize, other.double_quant) for other in same}) > 1:
         parts.append("single")
-    if settings.skip_modules and len({tuple(other.skip_modules or ()) for other in same}) > 1:
+    left_out = {tuple(other.skip_modules or ()) for other in same if other.quantize == settings.quantize}
+    if settings.skip_modules and len(left_out) > 1:
         parts.append(f"skip_modules={','.join(settings.skip_modules)}")
     return " ".join(filter(None, parts))
 
