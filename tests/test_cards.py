@@ -21,7 +21,6 @@ from tunestack.config import TaskConfig
 from tunestack.export.folder import Options, export_candidate
 from tunestack.stack.stack import Stack, Workload
 
-CASES = [(name, kind) for name, sample in SAMPLES.items() for kind in sample.kinds]
 OPTIONS: dict[str, dict[str, Any]] = {
     "multi-label": {"separator": "; ", "threshold": 0.45},
     "text-to-text": {"label_texts": {"calm": "xy", "urgent": "zx"}},
@@ -29,6 +28,17 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "instruction": {"num_beams": 3, "length_penalty": 0.5},
 }
 """Settings that a snippet has to know, beside those of the sample."""
+CASES = [
+    *((name, kind, OPTIONS.get(name, {})) for name, sample in SAMPLES.items() for kind in sample.kinds),
+    ("instruction", "llama", {"num_beams": 1}),
+]
+GENERATION = {
+    "eos_token_id": [2, 4, 57],
+    "repetition_penalty": 1.8,
+    "no_repeat_ngram_size": 2,
+    "min_new_tokens": 5,
+}
+"""What bases name for generating, beside greedy decoding or beams: of this the ends of texts count alone."""
 ANSWERS = 3
 """To how many texts snippets are asked for, each with another answer where there are so many."""
 
@@ -42,11 +52,16 @@ class Saved:
     adapter: Path
 
 
-@pytest.fixture(scope="module", params=CASES, ids="-".join)
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: "-".join(case[:2]))
 def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Saved:
-    name, kind = request.param
+    name, kind, options = request.param
     sample, folder = SAMPLES[name], tmp_path_factory.mktemp(name)
-    base = tiny.open_base(str(tiny.save_base(folder, kind, **sample.fields)))
+    place = tiny.save_base(folder, kind, **sample.fields)
+    (place / "generation_config.json").write_text(json.dumps(GENERATION))
+    if kind == "mt5":  # stands for bases whose tokenizer adds nothing to a text
+        tokens = json.loads((place / "tokenizer.json").read_text())
+        (place / "tokenizer.json").write_text(json.dumps({**tokens, "post_processor": None}))
+    base = tiny.open_base(str(place))
     task = sample.make()
     loaded = base.load_model(task.auto_class_for(base.config), task.model_config(base))
     stack = Stack(Workload(base, task, sample.splits, task.default_metric), loaded)
@@ -61,7 +76,7 @@ def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     adapter = folder / "adapter"
     trial.method.save(adapter, slot.config, slot.adapter, stack.host, base.name)
     base.tokenizer.save_pretrained(str(adapter))
-    options = {**task.options.model_dump(exclude_unset=True), **OPTIONS.get(name, {})}
+    options = {**task.options.model_dump(exclude_unset=True), **options}
     Description(
         kind="method",
         method="lora",

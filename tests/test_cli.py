@@ -25,6 +25,7 @@ from tunestack.cli.app import app
 from tunestack.cli.sweep import searched
 from tunestack.progress import Display
 from tunestack.results import CurvePoint, Results
+from tunestack.settings import read_yaml
 from tunestack.stack.events import Event
 
 HEAVY = ("torch", "transformers", "datasets", "pandas", "sklearn", "scipy", "numpy")
@@ -215,15 +216,20 @@ def test_what_is_no_search_is_told_at_once(cli: Any, tiny_data: Path) -> None:
 
 
 def test_flags_alone_make_a_sweep(cli: Any, tiny_data: Path, tmp_path: Path) -> None:
-    done = cli(
+    command = [
         *("sweep", tiny_data / "train.csv", "--validation", tiny_data / "validation.csv"),
-        *("--base", tiny_data / "saved-bert", "--method", "lora", "--epochs", 1, "--no-costs"),
+        *("--base", tiny_data / "saved-bert", "--method", "lora", "--epochs", 1, "--learning-rate", "2e-3"),
         *("--search", "target_modules=[query,value],all-linear", "--search", "layers_to_transform=null,[0]"),
-        *("--output", tmp_path / "run"),
-    )
+        *("--seeds", 2, "--no-costs", "--output", tmp_path / "run"),
+    ]
+    done = cli(*command)
     assert done.exit_code == 0, done.stderr
+    assert "The best again" not in done.stdout
+    assert "Of the best" not in done.stdout
+    assert read_yaml(tmp_path / "run/best.yaml")["seeds"] == [1, 2]
     results = Results.load(tmp_path / "run" / "results.json")
     assert results.config["measure_costs"] is False
+    assert {one.hyperparameters["learning_rate"] for one in results.candidates} == {2e-3}
     assert results.search is not None
     tried = [
         (trial.parameters["target_modules"], trial.parameters["layers_to_transform"])
@@ -236,19 +242,18 @@ def test_flags_alone_make_a_sweep(cli: Any, tiny_data: Path, tmp_path: Path) -> 
         ("all-linear", [0]),
     ]
     assert sorted(tried, key=str) == sorted(expected, key=str)
-    again = tunestack.sweep(tmp_path / "run" / "config.yaml", measure_costs=True, progress=False)
+
+    # The same sweep with its best trained again: they stand below the trials, with an interval each.
+    done = cli(*command, "--confirm", 1, "--seeds", 1)
+    assert done.exit_code == 0, done.stderr
+    trials, _, best = done.stdout.partition("The best again, 1 seed each:")
+    (candidate,) = Results.load(tmp_path / "run/confirmed/results.json").candidates
+    assert all(trial.name in trials for trial in results.search.trials)
+    assert f"{candidate.name} " in best.partition("Ship")[0]
+    assert "95%" in best.partition("Ship")[0]
+    assert f"Of the best, with several seeds: {tmp_path}/run/confirmed/report.html" in done.stdout
+    again = tunestack.sweep(tmp_path / "run" / "config.yaml", confirm=0, measure_costs=True, progress=False)
     assert again.config["measure_costs"] is True
-
-
-def test_seeds_without_anything_to_confirm_are_refused(cli: Any, tiny_data: Path, tmp_path: Path) -> None:
-    done = cli(
-        *("sweep", tiny_data / "train.csv", "--base", tiny_data / "saved-bert", "--method", "lora"),
-        *("--text", "text", "--label", "label", "--search", "r=1,2", "--seeds", 2),
-        *("--output", tmp_path / "run"),
-    )
-    assert done.exit_code == 2
-    assert "Add --confirm 3" in done.stderr
-    assert not (tmp_path / "run").exists()
 
 
 def test_flags_alone_make_a_comparison(cli: Any, tiny_data: Path, tmp_path: Path) -> None:

@@ -29,15 +29,21 @@ from tunestack.comparison.costs import _measure_method
 from tunestack.comparison.plan import MethodCandidate, make_plan
 from tunestack.config import BaseConfig, CompareConfig
 from tunestack.data.encode import pad
+from tunestack.entries import BaseCheck
 from tunestack.errors import UserError
 from tunestack.export.folder import Options, export_candidate
 from tunestack.methods.base import read_tensors
 from tunestack.methods.sites import Host
 from tunestack.results import Candidate, Results
 from tunestack.saved import Seat
+from tunestack.search.config import SweepConfig
+from tunestack.search.plan import make_plan as plan_sweep
+from tunestack.search.run import as_comparison
+from tunestack.search.space import Suggestion
 from tunestack.settings import read_yaml, validated
 from tunestack.stack.slot import Slot, Trial
 from tunestack.stack.stack import Stack
+from tunestack.tasks.classification import SequenceClassification
 
 pytest.importorskip("bitsandbytes")
 import bitsandbytes as bnb
@@ -55,6 +61,13 @@ def open_base(folder: Path, kind: str, mode: str | None, dtype: str = "float32",
 
 def load(base: Base, labels: int = 2) -> Any:
     return base.load_model(AutoModelForSequenceClassification, base.model_config(labels))
+
+
+def of_sweep(values: dict[str, Any]) -> SweepConfig:
+    """A sweep on the data and the base of a comparison."""
+    kept = {name: values[name] for name in ("data", "output")}
+    method = {"method": "lora", "search": {"r": [2, 4]}}
+    return validated(SweepConfig, {**kept, "base": values["bases"][0], "methods": [method]})
 
 
 def layers(model: nn.Module) -> dict[str, QuantisedLinear]:
@@ -202,18 +215,30 @@ def test_what_cannot_be_left_out_is_told_once_and_before_anything_is_loaded(
     tiny_data: Path, tmp_path: Path
 ) -> None:
     (plain,) = runs.settings(tiny_data)["bases"]
-    bases = [{**plain, "quantize": "nf4", "skip_modules": ["query", "qery", "uery"]}]
-    values = {"bases": bases, "methods": ["lora", "ia3"], "output": str(tmp_path / "run")}
+    base = {**plain, "quantize": "nf4", "skip_modules": ["query", "qery", "uery", "classifier"]}
+    values = runs.settings(tiny_data, methods=["lora", "ia3"], bases=[base], output=str(tmp_path / "run"))
     with pytest.raises(UserError) as refused:
-        make_plan(validated(CompareConfig, runs.settings(tiny_data, **values)))
+        make_plan(validated(CompareConfig, values))
     said = [str(problem) for problem in refused.value.problems]
-    assert len(said) == 2
-    for name, text in zip(("qery", "uery"), said, strict=True):
-        assert f"skip_modules of {plain['model']}" in text
+    assert len(said) == 3
+    for name, text in zip(("qery", "uery", "classifier"), said, strict=True):
+        assert text.startswith(f"skip_modules of {plain['model']}: expected")
         assert f"found '{name}'" in text
-        assert "Did you mean 'query'" in text
+        assert ("Did you mean 'query'" in text) == (name != "classifier")
+    with pytest.raises(UserError) as refused:
+        plan_sweep(of_sweep(values))
+    assert [str(problem) for problem in refused.value.problems] == said
     with pytest.raises(ValueError, match="skip_modules is about quantize"):
         BaseConfig(model="m", skip_modules=["query"])
+
+
+@pytest.mark.parametrize(("kind", "name"), [("bert", "classifier"), ("llama", "score"), ("t5", "wo")])
+def test_what_is_never_quantised_cannot_be_left_out(kind: str, name: str, tmp_path: Path) -> None:
+    base = open_base(tmp_path, kind, "int8", skip_modules=[name])
+    check = BaseCheck(base, SequenceClassification(tiny.LABELS))
+    for _ in range(2):
+        with pytest.raises(UserError, match=f"that would be quantised, .* found '{name}'"):
+            check.check_skipped()
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama", "gpt2", "t5", "opt", "modernbert"])
@@ -508,6 +533,13 @@ def test_double_quantisation_without_nf4_is_refused(settings: dict[str, Any]) ->
         BaseConfig(model="m", **settings)
 
 
+def test_settings_of_the_plain_base_have_nothing_about_quantising() -> None:
+    quantised = {"quantize": "nf4", "double_quant": False, "skip_modules": ["query"]}
+    found = BaseConfig(model="m", dtype="bfloat16", revision="v1", **quantised).plain()
+    assert found == BaseConfig(model="m", dtype="bfloat16", revision="v1")
+    assert BaseConfig(**found.model_dump()) == found
+
+
 # Comparisons
 
 
@@ -528,6 +560,28 @@ def test_a_base_that_is_quantised_alone_is_called_so(tiny_data: Path, tmp_path: 
     values = {"bases": [{**plain, "quantize": mode}], "methods": ["lora"], "output": str(tmp_path / "run")}
     (only,) = make_plan(validated(CompareConfig, runs.settings(tiny_data, **values))).candidates
     assert (only.name, only.base) == ("lora", f"{plain['model']} {mode}")
+
+
+@modes
+def test_in_a_sweep_a_base_is_called_as_in_a_comparison(tiny_data: Path, tmp_path: Path, mode: str) -> None:
+    (plain,) = runs.settings(tiny_data)["bases"]
+    values = runs.settings(tiny_data, bases=[{**plain, "quantize": mode}], output=str(tmp_path / "run"))
+    plan = plan_sweep(of_sweep(values))
+    found = plan.candidate(Suggestion(0, "lora", {"r": 2}, {}, {"r": 2}), "trial-0")
+    assert found.base == f"{plain['model']} {mode}"
+    assert list(as_comparison(plan).bases) == [found.base]
+
+
+def test_bases_that_differ_in_what_is_left_out_are_told_apart(tiny_data: Path, tmp_path: Path) -> None:
+    (plain,) = runs.settings(tiny_data)["bases"]
+    nf4 = {**plain, "quantize": "nf4"}
+    bases = [nf4, {**nf4, "skip_modules": ["key"]}, {**nf4, "skip_modules": ["query", "layer.0"]}]
+    values = runs.settings(tiny_data, bases=bases, methods=["lora"], output=str(tmp_path / "run"))
+    assert [one.name for one in make_plan(validated(CompareConfig, values)).candidates] == [
+        "saved-bert nf4 lora",
+        "saved-bert nf4 skip_modules=key lora",
+        "saved-bert nf4 skip_modules=query,layer.0 lora",
+    ]
 
 
 def candidate(run: Path, mode: str | None, method: str = "lora") -> Candidate:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tunestack.config import CompareConfig, DataConfig, MethodConfig, TrainingConfig
 from tunestack.errors import Problem, UserError
-from tunestack.settings import checked, overlay, read_settings, read_yaml, to_yaml, validated
+from tunestack.settings import checked, differences, overlay, read_settings, read_yaml, to_yaml, validated
 
 
 def _read(tmp_path: Path, text: str) -> dict[str, Any]:
@@ -232,6 +232,20 @@ def test_without_what_is_needed_nothing_more_can_be_checked(change: dict[str, An
 
 def test_right_settings_are_left_to_whoever_runs_them() -> None:
     assert checked(CompareConfig, GOOD, _refuse("more")) == validated(CompareConfig, GOOD)
+
+
+def test_of_two_configurations_the_first_differences_are_told() -> None:
+    there = validated(CompareConfig, GOOD).model_dump(mode="json")
+    training = {"epochs": 2, "batch_size": 4, "max_length": 64, "learning_rate": 0.1, "warmup_ratio": 0.3}
+    here = validated(CompareConfig, {**GOOD, "training": training}).model_dump(mode="json")
+    told = differences(there, here).split("; ")
+    assert len(told) == 5
+    assert "training.epochs: 5.0 there, 2.0 here" in told
+    there["training"] |= {"weight_decay": 0.3, "lr_scheduler_type": "x"}
+    *first, rest = differences(there, here).split("; ")
+    assert len(first) == 5
+    assert rest == "and 2 more"
+    assert differences(here, here) == ""
 
 
 def test_what_is_given_lies_on_top(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from tunestack.choice import choose
 from tunestack.comparison.folder import RunFolder
 from tunestack.comparison.plan import with_metric
 from tunestack.errors import UserError
-from tunestack.results import CurvePoint, Results
+from tunestack.results import CurvePoint, Results, SeedResult
 from tunestack.search.config import SweepConfig
 from tunestack.search.plan import make_plan, with_method_defaults
 from tunestack.search.run import as_comparison, ranked, run_sweep
@@ -271,6 +271,31 @@ def test_the_last_process_confirms(tiny_data: Path, tmp_path: Path) -> None:
     results = sweep(values)
     assert results.search is not None
     assert results.search.confirmed == "confirmed"
+
+
+def test_where_nothing_could_be_confirmed_the_best_of_the_sweep_is_used(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    fields = {"confirm": 1, "seeds": [3], "measure_costs": False, "training": {"epochs": 1}, "trials": 2}
+    values = settings(tiny_data, tmp_path / "run", **fields)
+    sweep(values)
+    (ended,) = (tmp_path / "run/confirmed/candidates").glob("*/seed-3/trial.json")
+    ended.write_text(SeedResult(seed=3, failure="out of memory").model_dump_json())
+    results = sweep(values)
+    assert Results.load(tmp_path / "run/confirmed/results.json").verdict is None
+    assert results.search is not None
+    assert results.verdict is not None
+    assert results.verdict.ship == ranked(results.search.trials)[0].name
+    assert "confirmed/report.html says why" in results.verdict.sentence
+    own = tmp_path / "run/candidates" / results.verdict.ship / "seed-0/adapter"
+    page = (tmp_path / "run/report.html").read_text()
+    assert f"tunestack predict {own.relative_to(tmp_path / 'run')} texts.csv" in page
+    assert choose(tmp_path / "run").folder == own
+    # Also where an earlier version wrote the name of that folder.
+    search = results.search.model_copy(update={"confirmed": "confirmed"})
+    results.model_copy(update={"search": search}).save(tmp_path / "run/results.json")
+    assert choose(tmp_path / "run").folder == own
+    assert choose(tmp_path / "run", results.verdict.ship).folder == own
 
 
 @pytest.mark.timeout(280)

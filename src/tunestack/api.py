@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunestack.config import BaseConfig, CompareConfig, DataConfig, TrainingConfig
-from tunestack.errors import Problem, Problems, UserError
+from tunestack.errors import Problems
 from tunestack.saved import Predictor, load
 from tunestack.settings import checked, overlay, read_settings, read_source, validated
 
@@ -180,9 +180,9 @@ def sweep(
 
     source: a YAML file (a sweep's settings, or a sweep file of W&B), or labelled text. search: fields of
     methods and of training, each with a list of values or `{"min": ..., "max": ..., "log": ...}`. confirm:
-    how many of the best to train again, with `seeds` seeds; measure_costs: False saves the seconds that it
-    takes to measure what each of them costs. What is given here stands above what the YAML file says;
-    `SweepConfig` says what each setting is.
+    how many of the best to train again, with `seeds` seeds, which `best.yaml` has too; measure_costs: False
+    saves the seconds that it takes to measure what each of them costs. What is given here stands above what
+    the YAML file says; `SweepConfig` says what each setting is.
 
     Returns the results, as `results.json` holds them: `results.search` has every trial. Raises UserError
     with all problems before anything trains.
@@ -240,11 +240,7 @@ def sweep_settings(source: str, given: Mapping[str, Any]) -> tuple[SweepConfig, 
         settings, notes = read_wandb_file(values, given)
     else:
         settings = overlay(values, given)
-    config = checked(SweepConfig, settings, make_plan)
-    if given.get("seeds") is not None and not config.confirm:
-        expected = "how many of the best trials to train again with them (confirm)"
-        raise UserError(Problem("seeds", expected, "none", "Add --confirm 3, or leave the seeds out."))
-    return with_metric(config), notes
+    return with_metric(checked(SweepConfig, settings, make_plan)), notes
 
 
 def describe(source: str | Path | DataConfig, *, bases: Sequence[str] = (), **data: Any) -> Description:

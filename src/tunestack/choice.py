@@ -123,16 +123,17 @@ def _of_run(run: Path, name: str | None, seed: int | None) -> Choice:
 
 def _confirmed(run: Path, results: Results, name: str | None, seed: int | None) -> Path | None:
     """The run in which a sweep's best were trained again, where it has what is looked for: on its seeds the
-    verdict rests.
+    verdict rests, unless none of them finished.
     """
     if results.search is None or results.search.confirmed is None:
         return None
     again = run / results.search.confirmed
-    if not (again / RESULTS).is_file():
+    confirmed = read_json(Results, again / RESULTS) if (again / RESULTS).is_file() else None
+    if confirmed is None or confirmed.verdict is None:
         return None
     if name is None:
         return again
-    known = {one.name: one for one in read_json(Results, again / RESULTS).candidates}
+    known = {one.name: one for one in confirmed.candidates}
     there = name in known and (seed is None or any(one.seed == seed for one in known[name].seeds))
     return again if there else None
 

@@ -183,6 +183,11 @@ class BaseConfig(Settings):
             raise ValueError("skip_modules is about quantize: leave it out")
         return self
 
+    def plain(self) -> BaseConfig:
+        """The same base, not quantised."""
+        of_quantize = {"quantize", "double_quant", "skip_modules"}
+        return BaseConfig(**self.model_dump(exclude=of_quantize, exclude_unset=True))
+
 
 def _counted(value: Any) -> Any:
     """Accept how many seeds: 3 means 1, 2, 3."""

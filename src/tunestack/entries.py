@@ -69,19 +69,20 @@ class BaseCheck:
 
     @property
     def skeleton(self) -> PreTrainedModel:
-        """The model without weights.
-
-        Raises UserError where transformers has no such model for the task; and, once, where it does not have
-        what is to be left out in quantising it.
-        """
+        """The model without weights. Raises UserError where transformers has no such model for the task."""
         if self._skeleton is None:
             config = self.task.model_config(self.base)
             try:
                 self._skeleton = self.base.skeleton(self.task.auto_class_for(config), config)
             except ValueError as error:
                 raise not_for(self.base.name, self.task, config.model_type) from error
-            check_skipped(self.base.settings, self._skeleton)
         return self._skeleton
+
+    def check_skipped(self) -> None:
+        """Raise UserError where the base does not have what is to be left out in quantising it."""
+        if self.base.settings.skip_modules is not None:
+            head = head_modules(self.skeleton, self.base.config.model_type)
+            check_skipped(self.base.settings, self.skeleton, head)
 
 
 def method_config(method: Method, fields: Mapping[str, Any], check: BaseCheck | None) -> PeftConfig:

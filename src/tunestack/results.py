@@ -228,7 +228,7 @@ class SearchSummary(Record):
 
     importances: how much of the metric's variance among complete trials each parameter explains (fANOVA);
     empty with too few trials. confirmed: the folder of the comparison that trained the best again with
-    several seeds; None where none was asked for.
+    several seeds; None where none was asked for, or none of them finished.
     """
 
     sampler: str

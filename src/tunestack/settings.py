@@ -19,6 +19,9 @@ from tunestack.errors import Problem, Problems, UserError, did_you_mean
 
 S = TypeVar("S", bound=BaseModel)
 
+MOST_DIFFERENCES = 5
+"""Of two configurations, so many are told; whoever chose a folder of something else needs no more."""
+
 _PLAIN_VALUES = (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -200,14 +203,13 @@ def _check_same_task(below: Any, given: Any) -> None:
         )
 
 
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """The settings in which two configurations differ, each with both values."""
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """The first settings in which two configurations differ, each with both values, and how many more do."""
     theirs, ours = _leaves(dict(there)), _leaves(dict(here))
-    return [
-        f"{name}: {_short(theirs.get(name))} there, {_short(ours.get(name))} here"
-        for name in dict.fromkeys([*ours, *theirs])
-        if theirs.get(name) != ours.get(name)
-    ]
+    names = [name for name in dict.fromkeys([*ours, *theirs]) if theirs.get(name) != ours.get(name)]
+    told = [f"{name}: {_short(theirs.get(name))} there, {_short(ours.get(name))} here" for name in names]
+    more = len(told) - MOST_DIFFERENCES
+    return "; ".join(told[:MOST_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _leaves(value: Any, place: str = "") -> dict[str, Any]:

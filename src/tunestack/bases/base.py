@@ -14,7 +14,6 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
-from transformers.quantizers.base import get_keys_to_not_convert
 
 from tunestack.bases import attention, quantised
 from tunestack.bases.frozen import pack_linears
@@ -139,8 +138,7 @@ class Base:
         if self.settings.quantize is None:
             return self.load_model(auto_class, config, dtype)
         loaded = self.load_model(auto_class, config)
-        settings = self.settings.model_copy(update={"quantize": None, "double_quant": None})
-        plain = replace(self, settings=settings).load_model(auto_class, config, dtype)
+        plain = replace(self, settings=self.settings.plain()).load_model(auto_class, config, dtype)
         quantised.copy_values(loaded.model, plain.model)
         return plain
 
@@ -153,7 +151,7 @@ class Base:
         quantised (a pooler), it is read again.
         """
         skeleton = self.skeleton(auto_class, config)
-        plain = {*head_modules(skeleton, self.config.model_type), *get_keys_to_not_convert(skeleton)}
+        plain = quantised.kept_plain(skeleton, head_modules(skeleton, self.config.model_type))
         while True:
             options = quantised.load_options(self.settings, self.dtype, self.device, plain)
             found = self.source.load_weights(auto_class, config, self.dtype, self.settings, options)

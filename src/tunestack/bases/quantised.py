@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.base import get_keys_to_not_convert
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 from tunestack.config import BaseConfig
 from tunestack.errors import Problem, Problems, UserError, did_you_mean
@@ -154,17 +156,30 @@ def load_options(
     }
 
 
-def check_skipped(settings: BaseConfig, model: nn.Module) -> None:
+def kept_plain(model: PreTrainedModel, head: Iterable[str]) -> set[str]:
+    """What is quantised in no case: the head, which trials train whole; what shares weights with embeddings;
+    layers that transformers calls too sensitive (T5's `wo`).
+    """
+    return {*head, *get_keys_to_not_convert(model), *(model._keep_in_fp32_modules or ())}
+
+
+def check_skipped(settings: BaseConfig, model: PreTrainedModel, head: Iterable[str]) -> None:
     """Raise UserError for `skip_modules` that name nothing that would be quantised.
 
     model: on any device.
     """
-    names = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
+    plain = list(kept_plain(model, head))
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D)) and should_convert_module(name, plain)
+    ]
     parts = {part for name in names for part in name.split(".") if not part.isdigit()}
     problems = Problems()
     for wanted in settings.skip_modules or ():
         if not any(re.match(rf"{_pattern(wanted)}(\.|$)", name) for name in names):
-            where, expected = f"skip_modules of {settings.model}", "a linear layer, or what has some inside"
+            where = f"skip_modules of {settings.model}"
+            expected = "a linear layer that would be quantised, or what has some inside"
             problems.add(where, expected=expected, found=repr(wanted), fix=did_you_mean(wanted, parts))
     problems.raise_if_any()
 

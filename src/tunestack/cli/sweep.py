@@ -113,7 +113,8 @@ def sweep(
         typer.Option(help="How many of the best to train again with --seeds seeds.", show_default=False),
     ] = None,
     seeds: Annotated[
-        int | None, typer.Option(help="How many seeds that takes. [default: 5]", show_default=False)
+        int | None,
+        typer.Option(help="How many seeds --confirm and best.yaml take. [default: 5]", show_default=False),
     ] = None,
     costs: Annotated[
         bool | None,

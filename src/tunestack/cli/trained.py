@@ -120,17 +120,18 @@ def report(
 ) -> None:
     """Write report.html and leaderboard.md anew from results.json; of a suite its page and table."""
     with told_to_users():
+        from tunestack.choice import SUITE
         from tunestack.errors import Problem
         from tunestack.report.html import write_report
         from tunestack.report.leaderboard import write_leaderboard
         from tunestack.results import Results
         from tunestack.settings import read_json
 
-        if (run / "suite.json").is_file():
+        if (run / SUITE).is_file():
             from tunestack.report.suite import write_suite_report
             from tunestack.suites.results import SuiteResults
 
-            write_suite_report(read_json(SuiteResults, run / "suite.json"), run)
+            write_suite_report(read_json(SuiteResults, run / SUITE), run)
             say(console, str(run / "suite.html"))
             return
         if not (run / "results.json").is_file():

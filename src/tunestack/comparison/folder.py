@@ -169,7 +169,7 @@ def _check_same(path: Path, theirs: dict[str, Any], ours: dict[str, Any], free: 
         return
     differing = differences(theirs["config"], ours["config"])
     changed = [part for part in ("data", "weights") if theirs.get(part) != ours[part]]
-    found = f"a run of another configuration ({'; '.join(differing)})"
+    found = f"a run of another configuration ({differing})"
     raise UserError(
         Problem(
             str(path),

@@ -185,11 +185,11 @@ def texts_of(split: Any) -> tuple[list[str], list[str] | None]:
 
 def _open_bases(config: CompareConfig, problems: Problems) -> dict[str, Base]:
     bases: dict[str, Base] = {}
-    names = [_base_name(settings, config.bases) for settings in config.bases]
+    names = [base_name(settings, config.bases) for settings in config.bases]
     for name in sorted({name for name in names if names.count(name) > 1}):
         problems.add(
             "bases",
-            expected="each base once, or with different dtype or quantize",
+            expected="each base once, or with different dtype, quantize, double_quant or skip_modules",
             found=f"{name!r} {names.count(name)} times",
             fix="Remove one, or compare them in runs of their own.",
         )
@@ -208,7 +208,7 @@ def _open_bases(config: CompareConfig, problems: Problems) -> dict[str, Base]:
     return bases
 
 
-def _base_name(settings: BaseConfig, among: list[BaseConfig]) -> str:
+def base_name(settings: BaseConfig, among: Sequence[BaseConfig] = ()) -> str:
     """The name users know a base by: how it is quantised, and what else tells it from the same one there."""
     same = [other for other in among if other.model == settings.model]
     parts: list[str | None] = [settings.model]
@@ -217,6 +217,9 @@ def _base_name(settings: BaseConfig, among: list[BaseConfig]) -> str:
     parts.append(settings.quantize)
     if settings.double_quant is False and len({(other.quantize, other.double_quant) for other in same}) > 1:
         parts.append("single")
+    left_out = {tuple(other.skip_modules or ()) for other in same if other.quantize == settings.quantize}
+    if settings.skip_modules and len(left_out) > 1:
+        parts.append(f"skip_modules={','.join(settings.skip_modules)}")
     return " ".join(filter(None, parts))
 
 
@@ -229,6 +232,8 @@ def _candidates(
 ) -> Iterator[MethodCandidate | BaselineCandidate]:
     known = [*METHODS, *BASELINES]
     checks = {name: BaseCheck(base, task) for name, base in bases.items()}
+    for check in checks.values():
+        problems.attempt(check.check_skipped)
     shown = _short_names(list(bases))
     for position, entry in enumerate(config.methods):
         where = f"methods.{position}"

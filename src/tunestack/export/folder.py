@@ -160,10 +160,8 @@ def _merged(choice: Choice, target: Path, options: Options) -> Shipment:
     base.tokenizer.save_pretrained(str(target))
     whole = next(name for name, method in METHODS.items() if method.saves_whole_model)
     assert saved.description.base is not None  # an adapter always has one
-    plain = saved.description.base.model_copy(
-        update={"quantize": None, "double_quant": None, "skip_modules": None}
-    )
-    description = saved.description.model_copy(update={"method": whole, "base": plain})
+    base_settings = saved.description.base.plain()
+    description = saved.description.model_copy(update={"method": whole, "base": base_settings})
     description.save(target)
     return Shipment("model", description, merged=True, dtype=options.dtype or "float32")
 

@@ -197,8 +197,8 @@ def render_terminal(results: Results, confirmed: Results | None = None) -> Rende
     """
     parts = _terminal_trials(results, results.search) if results.search else _terminal_candidates(results)
     if confirmed is not None:
-        seeds = len(confirmed.candidates[0].seeds)
-        parts += [Text(f"\nThe best again, {seeds} seeds each:"), *_terminal_candidates(confirmed)]
+        seeds = formatting.count(len(confirmed.candidates[0].seeds), "seed")
+        parts += [Text(f"\nThe best again, {seeds} each:"), *_terminal_candidates(confirmed)]
     parts += [Text(f"Note: {warning}", style="yellow") for warning in results.data.warnings]
     title = (
         Text(f"Ship {results.verdict.ship}", style="bold green")

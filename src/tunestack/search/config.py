@@ -195,7 +195,7 @@ class SweepConfig(Settings):
     confirm: int = Field(default=0, ge=0)
     """How many of the best trials are trained again, with several seeds."""
     seeds: Seeds = Field(default=[1, 2, 3, 4, 5])
-    """The seeds of that: a list, or how many."""
+    """The seeds of that, and of best.yaml: a list, or how many."""
     measure_costs: bool = True
     """Measure what each of those costs alone."""
     track: Trackers = Field(default=[])

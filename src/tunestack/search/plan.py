@@ -12,7 +12,7 @@ from typing import Any
 from tunestack.baselines.registry import BASELINES
 from tunestack.bases import Base, load_base
 from tunestack.comparison.checks import check_class_weights, check_metric, check_output
-from tunestack.comparison.plan import MethodCandidate, method_candidate, with_metric
+from tunestack.comparison.plan import MethodCandidate, base_name, method_candidate, with_metric
 from tunestack.config import TrainingConfig, split_fields
 from tunestack.data import TextData
 from tunestack.entries import BaseCheck, entry_training, method_config, own_fields, training_defaults
@@ -67,7 +67,7 @@ class SweepPlan:
     def candidate(self, suggestion: Suggestion, name: str) -> MethodCandidate:
         """A suggestion as a candidate of that name. Raises UserError for values that do not go together."""
         training = validated(TrainingConfig, suggestion.training, f"{name}.training")
-        method, base = METHODS[suggestion.method], self.config.base.model
+        method, base = METHODS[suggestion.method], base_name(self.config.base)
         candidate = method_candidate(name, base, self.check, method, suggestion.fields, training)
         method.check_steps(candidate.config, training.steps(len(self.data.train)))
         return candidate
@@ -86,6 +86,8 @@ def make_plan(config: SweepConfig) -> SweepPlan:
         problems.attempt(base.source.check_weights, config.base.model)
     check_metric(config.metric, task, data, problems)
     check = BaseCheck(base, task) if base else None
+    if check is not None:
+        problems.attempt(check.check_skipped)
     space = Space(config)
     sound = check_space(config, problems)
     rooms: set[Room] = set()

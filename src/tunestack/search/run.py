@@ -14,7 +14,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from tunestack.comparison.folder import FREE, RunFolder
-from tunestack.comparison.plan import MethodCandidate, Plan
+from tunestack.comparison.plan import MethodCandidate, Plan, base_name
 from tunestack.comparison.run import PRUNED, collect, run_comparison, save_outcome
 from tunestack.comparison.track import conclusion
 from tunestack.config import CompareConfig
@@ -179,7 +179,7 @@ def _results(
         pruner=plan.config.pruner,
         trials=list(records),
         importances=study.importances(),
-        confirmed=CONFIRMED if confirmed is not None else None,
+        confirmed=CONFIRMED if confirmed is not None and confirmed.verdict is not None else None,
     )
     results = collect(replace(folder.plan, candidates=list(candidates)), folder)
     update = {
@@ -198,10 +198,14 @@ def _verdict(records: Sequence[SearchTrial], metric: str, confirmed: Results | N
     if confirmed is not None and confirmed.verdict is not None:
         return confirmed.verdict
     first = best[0]
+    again = (
+        "--confirm 3 trains the best three again with several seeds."
+        if confirmed is None
+        else f"none of those trained again with several seeds finished ({CONFIRMED}/report.html says why)."
+    )
     sentence = (
         f"{first.name} has the highest {metric} on validation, {first.value:.3f}, of {len(best)} complete "
-        f"trials of {len(records)}. The best of many with one seed may be a lucky draw: --confirm 3 trains "
-        "the best three again with several seeds."
+        f"trials of {len(records)}. The best of many with one seed may be a lucky draw: {again}"
     )
     return Verdict(sentence=sentence, best=first.name, ship=first.name, clear=False)
 
@@ -220,7 +224,7 @@ def as_comparison(plan: SweepPlan) -> Plan:
         measure_costs=False,
         output=config.output,
     )
-    return Plan(settings, plan.data, plan.task, {config.base.model: plan.base}, [])
+    return Plan(settings, plan.data, plan.task, {base_name(config.base): plan.base}, [])
 
 
 def name_of(number: int) -> str:

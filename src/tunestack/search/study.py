@@ -117,7 +117,7 @@ class Study:
             self._study.set_user_attr(CONFIG, ours)
         theirs = _with_defaults(self._study.user_attrs[CONFIG])
         if theirs != ours:
-            found = f"one of another sweep ({'; '.join(differences(theirs, ours))})"
+            found = f"one of another sweep ({differences(theirs, ours)})"
             expected = "a new folder, or the study of the same sweep"
             fix = "Choose another --output, or delete the folder."
             raise UserError(Problem(str(self.folder), expected, found, fix))

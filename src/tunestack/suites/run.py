@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunestack.choice import SUITE
 from tunestack.comparison.checks import IDENTITY, check_output
 from tunestack.comparison.folder import RunFolder
 from tunestack.comparison.plan import Plan, make_plan
@@ -106,7 +107,7 @@ def run_suite(plan: SuitePlan, watch: Watch = lambda title, metric: nullcontext(
         with watch(member.title, member.scores[0].metric) as notify:
             found[member.key] = run_plan(plan.plans[member.key], notify)
         results = _results(plan, found)
-        results.save(plan.output / "suite.json")
+        results.save(plan.output / SUITE)
         write_suite_report(results, plan.output)
     return results
 

@@ -212,8 +212,14 @@ def as_texts(given: IntArray) -> list[str]:
 def response_snippet(
     record: Mapping[str, str], template: str, template_with_input: str, decoding: Decoding, both: bool
 ) -> str:
-    """Python that prints the response of `model` to a record; both: whether it is an encoder-decoder."""
+    """Python that prints the response of `model` to a record; both: whether it is an encoder-decoder.
+
+    Of the base's own settings for generating, only the tokens that end a text are kept: a penalty among them,
+    say, is for other uses, and nothing was validated with it.
+    """
     lines = [
+        "from transformers import GenerationConfig",
+        "",
         f"record = {literal(record)}  # the input may be empty",
         f"template = {literal(template)}",
         f"template_with_input = {literal(template_with_input)}",
@@ -229,13 +235,18 @@ def response_snippet(
     if decoding.num_beams == 1:
         del options["length_penalty"]  # there is nothing to rank
     lines += [
-        "written = model.generate(",
-        "    input_ids=ids,",
-        "    attention_mask=ids.new_ones(ids.shape),",
-        "    eos_token_id=tokenizer.eos_token_id,",
+        "ends = model.generation_config.eos_token_id",
+        "ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}",
+        "settings = GenerationConfig(",
+        "    eos_token_id=sorted(ends),",
         "    pad_token_id=tokenizer.pad_token_id,",
+        *["    decoder_start_token_id=model.config.decoder_start_token_id,"] * both,
         *(f"    {name}={value}," for name, value in options.items()),
-        f")[0{'' if both else ', ids.shape[1] :'}]",
+        ")",
+        "vars(model.generation_config).update(vars(settings))  # none of the base's own, such as penalties",
+        "written = model.generate(input_ids=ids, attention_mask=ids.new_ones(ids.shape))"
+        f"[0{'' if both else ', ids.shape[1] :'}]",
+        "written = [token for token in written.tolist() if token not in ends]",
         "print(tokenizer.decode(written, skip_special_tokens=True).strip())",
     ]
     return "\n".join(lines)

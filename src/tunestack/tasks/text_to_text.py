@@ -311,8 +311,11 @@ class TextToText(SequenceClassification):
             'ids = tokenizer(prompt, truncation=True, max_length=longest, return_tensors="pt").input_ids\n'
             f"label_texts = {literal(written)}\n\n\n"
             "def log_probability(label):  # of what is written for it\n"
-            '    written = tokenizer(text_target=label_texts[label], return_tensors="pt").input_ids\n'
-            "    return -model(input_ids=ids, labels=written).loss.item() * written.shape[1]\n\n\n"
+            "    written = tokenizer(text_target=label_texts[label]).input_ids\n"
+            "    if tokenizer.eos_token_id not in written:\n"
+            "        written.append(tokenizer.eos_token_id)\n"
+            "    loss = model(input_ids=ids, labels=ids.new_tensor([written])).loss\n"
+            "    return -loss.item() * len(written)\n\n\n"
             "print(max(label_texts, key=log_probability))"
         )
 
