@@ -18,7 +18,8 @@ from pydantic import BaseModel
 
 if TYPE_CHECKING:
     from tunestack.stack.slot import Slot, Trial
-    from tunestack.stack.stack import Stack, Workload
+    from tunestack.stack.stack import Stack
+    from tunestack.stack.work import Workload
 
 SPLIT_SEED, TRAIN_SIZE = 42, 0.8
 RANK, ALPHA, TARGETS = 8, 16, ["query", "value"]
@@ -158,7 +159,8 @@ def lora_stack(settings: Settings) -> tuple[Workload, Stack, list[Slot]]:
     from tunestack.bases import load_base
     from tunestack.config import BaseConfig, DataConfig
     from tunestack.data import load_text_data
-    from tunestack.stack.stack import Stack, Workload
+    from tunestack.stack.stack import Stack
+    from tunestack.stack.work import Workload
     from tunestack.tasks.classification import SequenceClassification
 
     source = DataConfig(

@@ -27,7 +27,8 @@ from tunestack.bases import load_base
 from tunestack.bases.tiny import tiny_configs
 from tunestack.config import BaseConfig
 from tunestack.saved import Seat
-from tunestack.stack.stack import Stack, Workload
+from tunestack.stack.stack import Stack
+from tunestack.stack.work import Workload
 from tunestack.tasks.base import Decoding
 from tunestack.tasks.instruction import Instruction, InstructionOptions
 from tunestack.tasks.responses import Prompts

@@ -19,7 +19,8 @@ from task_samples import SAMPLES
 from tunestack.choice import Description
 from tunestack.config import TaskConfig
 from tunestack.export.folder import Options, export_candidate
-from tunestack.stack.stack import Stack, Workload
+from tunestack.stack.stack import Stack
+from tunestack.stack.work import Workload
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "multi-label": {"separator": "; ", "threshold": 0.45},

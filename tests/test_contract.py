@@ -27,7 +27,8 @@ from tunestack.errors import UserError
 from tunestack.methods.base import ADAPTER_CONFIG, PEFT_PREFIX, PROMPT_PREFIX, read_tensors
 from tunestack.saved import Seat
 from tunestack.stack.slot import Slot, Trial
-from tunestack.stack.stack import Stack, Workload
+from tunestack.stack.stack import Stack
+from tunestack.stack.work import Workload
 
 KINDS = list(tiny.CONFIGS)
 STILL = {"learning_rate": 1e-30, "weight_decay": 0, "max_grad_norm": 0}

@@ -18,7 +18,8 @@ from tunestack.data.encode import Encoded, pad
 from tunestack.methods.base import with_head
 from tunestack.methods.sites import Span
 from tunestack.stack.generation import _Forwards, generate
-from tunestack.stack.stack import Stack, Workload
+from tunestack.stack.stack import Stack
+from tunestack.stack.work import Workload
 from tunestack.tasks.base import Decoding
 from tunestack.tasks.classification import SequenceClassification
 

@@ -20,7 +20,8 @@ from task_samples import SAMPLES, SUMS_SETTINGS, sums
 from tunestack.config import DataConfig, TaskConfig
 from tunestack.errors import Problem, UserError
 from tunestack.methods.sites import Span
-from tunestack.stack.stack import Stack, Workload
+from tunestack.stack.stack import Stack
+from tunestack.stack.work import Workload
 from tunestack.tasks.instruction import Instruction, InstructionOptions
 from tunestack.tasks.registry import make_task
 from tunestack.tasks.responses import NO_TARGET, as_numbers, as_texts, fill

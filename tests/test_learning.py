@@ -20,7 +20,8 @@ from tunestack.bases import load_base
 from tunestack.config import BaseConfig, TaskConfig
 from tunestack.results import Results
 from tunestack.saved import Seat
-from tunestack.stack.stack import Stack, Workload
+from tunestack.stack.stack import Stack
+from tunestack.stack.work import Workload
 from tunestack.tasks.registry import make_task
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "reasoning.yaml"

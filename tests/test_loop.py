@@ -24,7 +24,7 @@ from tunestack.stack.events import Event
 from tunestack.stack.loop import train
 from tunestack.stack.room import Room
 from tunestack.stack.slot import Slot, Trial
-from tunestack.stack.stack import NO_ROOM, Workload
+from tunestack.stack.work import NO_ROOM, Workload
 
 
 class Interrupted:

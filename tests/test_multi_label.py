@@ -29,7 +29,8 @@ from tunestack.data import TextData
 from tunestack.data.flags import load_flags, with_every_label
 from tunestack.data.sources import Table, _hub_table
 from tunestack.errors import UserError
-from tunestack.stack.stack import Stack, Workload
+from tunestack.stack.stack import Stack
+from tunestack.stack.work import Workload
 from tunestack.tasks.flag_metrics import METRICS, FlagAnswers, flag_metrics
 from tunestack.tasks.multi_label import MultiLabel, MultiLabelOptions
 

@@ -17,7 +17,8 @@ from tunestack.errors import UserError
 from tunestack.stack import optim
 from tunestack.stack.events import Event
 from tunestack.stack.slot import Slot, Trial
-from tunestack.stack.stack import Stack, Workload
+from tunestack.stack.stack import Stack
+from tunestack.stack.work import Workload
 
 pytest.importorskip("bitsandbytes")
 

@@ -23,7 +23,8 @@ from tunestack.bases.packing import ALIGN, ARGUMENT, STEP, Packed
 from tunestack.config import BaseConfig
 from tunestack.saved import Seat
 from tunestack.stack.slot import Slot, Trial
-from tunestack.stack.stack import Stack, Workload
+from tunestack.stack.stack import Stack
+from tunestack.stack.work import Workload
 
 LENGTHS = st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=5), min_size=1, max_size=4)
 

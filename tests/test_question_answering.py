@@ -24,7 +24,8 @@ from tunestack.data.encode import pad
 from tunestack.data.squad import ANSWERABLE
 from tunestack.errors import UserError
 from tunestack.stack.slot import Slot
-from tunestack.stack.stack import Stack, Workload
+from tunestack.stack.stack import Stack
+from tunestack.stack.work import Workload
 from tunestack.tasks.question_answering import QuestionAnswering, QuestionAnsweringOptions
 from tunestack.tasks.spans import best_spans, null_scores
 

@@ -19,7 +19,7 @@ from tunestack.bases import Base
 from tunestack.data.encode import pad
 from tunestack.methods.registry import find_method
 from tunestack.stack.slot import Slot, Trial
-from tunestack.stack.stack import Workload
+from tunestack.stack.work import Workload
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "llama", "gpt2", "deberta-v2"])

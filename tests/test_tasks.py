@@ -18,7 +18,7 @@ from tunestack.export.folder import export_candidate
 from tunestack.results import Results
 from tunestack.stack.events import Event
 from tunestack.stack.slot import Trial
-from tunestack.stack.stack import Workload
+from tunestack.stack.work import Workload
 from tunestack.tasks.registry import TASKS
 
 CASES = [(name, kind) for name, sample in SAMPLES.items() for kind in sample.kinds]

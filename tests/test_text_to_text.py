@@ -34,7 +34,8 @@ from tunestack.methods.registry import find_method
 from tunestack.saved import Seat
 from tunestack.settings import read_yaml, validated
 from tunestack.stack.slot import Slot, Trial
-from tunestack.stack.stack import Stack, Workload
+from tunestack.stack.stack import Stack
+from tunestack.stack.work import Workload
 from tunestack.tasks.text_to_text import NOTHING, TextToText, TextToTextOptions
 
 PROMPT = "Text : {text} Label : "

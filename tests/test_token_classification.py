@@ -30,7 +30,8 @@ from tunestack.data.chunks import Scheme, is_prefixed, mixed_tags
 from tunestack.data.tagged import load_tagged, padded_tags
 from tunestack.data.words import EncodedWords, encode_words
 from tunestack.errors import UserError
-from tunestack.stack.stack import Stack, Workload
+from tunestack.stack.stack import Stack
+from tunestack.stack.work import Workload
 from tunestack.tasks.token_classification import TokenClassification
 
 SCHEMES = {

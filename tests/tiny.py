@@ -22,7 +22,7 @@ from tunestack.stack import loop
 from tunestack.stack.events import Notify
 from tunestack.stack.lanes import Lanes
 from tunestack.stack.slot import Slot, Trial
-from tunestack.stack.stack import Outcome, Workload
+from tunestack.stack.work import Outcome, Workload
 from tunestack.tasks.classification import SequenceClassification
 
 HIDDEN, LAYERS, TOKENS = 16, 2, 96

@@ -24,7 +24,8 @@ from tunestack.errors import UserError
 from tunestack.methods.base import ADAPTER_CONFIG, Method
 from tunestack.methods.registry import METHODS
 from tunestack.stack.slot import Trial
-from tunestack.stack.stack import Stack, Workload
+from tunestack.stack.stack import Stack
+from tunestack.stack.work import Workload
 from tunestack.tasks.classification import SequenceClassification
 
 LABELS = ("no", "yes")

@@ -291,7 +291,8 @@ def _load_whole(folder: Path, description: Description, here: Mapping[str, Any])
 
 def _open_stack(base: Base, task: Task, method: Method) -> Stack:
     """The base with its weights, in what the method trains it in."""
-    from tunestack.stack.stack import Stack, Workload
+    from tunestack.stack.stack import Stack
+    from tunestack.stack.work import Workload
 
     loaded = base.load_model(
         task.auto_class_for(base.config), task.model_config(base), method.weights_dtype(base.dtype)

@@ -24,7 +24,8 @@ from tunestack.config import CompareConfig
 from tunestack.results import Costs
 from tunestack.settings import read_yaml, validated
 from tunestack.stack.slot import Slot
-from tunestack.stack.stack import Stack, Workload
+from tunestack.stack.stack import Stack
+from tunestack.stack.work import Workload
 from tunestack.tasks.base import Split, Task
 
 BATCHES = 12

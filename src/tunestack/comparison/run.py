@@ -31,7 +31,7 @@ from tunestack.report.leaderboard import write_leaderboard
 from tunestack.results import Candidate, Costs, DataSummary, HardExample, Results, SeedResult
 from tunestack.stack.events import Event, Notify
 from tunestack.stack.room import release_memory
-from tunestack.stack.stack import Outcome, Workload
+from tunestack.stack.work import Outcome, Workload
 from tunestack.tasks.answers import Answers
 from tunestack.trackers.tracking import Tracking
 

@@ -9,7 +9,7 @@ from tunestack.results import SeedResult
 from tunestack.stack.events import Notify
 from tunestack.stack.loop import train
 from tunestack.stack.slot import Trial
-from tunestack.stack.stack import Outcome, Workload
+from tunestack.stack.work import Outcome, Workload
 
 
 class LocalExecutor:

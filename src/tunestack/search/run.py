@@ -31,7 +31,7 @@ from tunestack.settings import to_yaml, validated
 from tunestack.stack.events import Event, Notify
 from tunestack.stack.loop import train
 from tunestack.stack.slot import Trial
-from tunestack.stack.stack import Outcome, Workload
+from tunestack.stack.work import Outcome, Workload
 from tunestack.trackers.base import TrackedTrial
 from tunestack.trackers.tracking import Tracking
 

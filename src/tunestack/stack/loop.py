@@ -13,7 +13,8 @@ from tunestack.results import CurvePoint
 from tunestack.stack.events import Event, Notify, event_of
 from tunestack.stack.room import REHEARSALS, Room, release_memory
 from tunestack.stack.slot import Slot, Trial
-from tunestack.stack.stack import NO_ROOM, Outcome, Stack, Workload, out_of_memory
+from tunestack.stack.stack import Stack, out_of_memory
+from tunestack.stack.work import NO_ROOM, Outcome, Workload
 
 Prune = Callable[[Trial, CurvePoint, bool], bool]
 """Told of every evaluation of a trial and whether it ends with that anyway; says whether it is to end."""

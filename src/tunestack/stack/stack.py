@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -22,12 +22,12 @@ from tunestack.data.encode import Encoded
 from tunestack.errors import Problem, UserError
 from tunestack.methods.base import with_head
 from tunestack.methods.sites import Dropout, Host, SharedInputError, Span
-from tunestack.results import CurvePoint
 from tunestack.stack.events import Event, Notify, event_of
 from tunestack.stack.generation import generate
 from tunestack.stack.lanes import Lanes
 from tunestack.stack.slot import Slot, Trial
-from tunestack.tasks.base import Decoding, Evaluation, Given, Task
+from tunestack.stack.work import NO_ROOM, Outcome, Workload
+from tunestack.tasks.base import Decoding, Evaluation, Given
 
 T = TypeVar("T")
 End = Callable[[Slot, float], None]
@@ -35,71 +35,6 @@ End = Callable[[Slot, float], None]
 
 EVALUATION_TOKENS = 8192
 """Padded tokens of one evaluation batch, all slots together."""
-NO_ROOM = "out of memory with this trial alone: use smaller batches or max_length"
-"""Why a trial failed for which memory does not suffice."""
-
-
-@dataclass
-class Workload:
-    """What a stack works on: a base, a task, its splits (encoded once for each max_length) and the metric.
-
-    splits: with the columns that the task reads; train and validation at least.
-    """
-
-    base: Base
-    task: Task
-    splits: Mapping[str, Any]
-    metric: str
-    _encoded: dict[tuple[str, int], Encoded] = field(default_factory=dict)
-
-    def encoded(self, split: str, max_length: int) -> Encoded:
-        """A split as token ids."""
-        key = (split, max_length)
-        if key not in self._encoded:
-            self._encoded[key] = self.task.encode(self.base, self.splits[split], max_length)
-        return self._encoded[key]
-
-
-@dataclass
-class Outcome:
-    """A trial that has ended. Its slot still holds the best weights until the next outcome is asked for; one
-    that memory did not suffice to open never had a slot.
-
-    decided: settings of the task that validation decided for it.
-    """
-
-    trial: Trial
-    answers: Mapping[str, Given]
-    seconds: float
-    failure: str | None
-    pruned: bool = False
-    decided: Mapping[str, Any] = field(default_factory=dict)
-    curve: Sequence[CurvePoint] = ()
-    held: tuple[Slot, Host] | None = None
-
-    @classmethod
-    def of_no_room(cls, trial: Trial) -> Outcome:
-        """Of a trial that does not fit into memory."""
-        return cls(trial, {}, 0.0, NO_ROOM)
-
-    @property
-    def slot(self) -> Slot:
-        """The trial's own weights and state. Raises RuntimeError when they are gone."""
-        return self._held()[0]
-
-    @property
-    def host(self) -> Host:
-        """The model that they are for. Raises RuntimeError when it is gone."""
-        return self._held()[1]
-
-    def release(self) -> None:
-        """Let go of weights and model, whoever may still hold the outcome."""
-        self.held = None
-
-    def _held(self) -> tuple[Slot, Host]:
-        if self.held is None:
-            raise RuntimeError(f"the slot of {self.trial.key} is closed")
-        return self.held
 
 
 class Occupant(Protocol):
