@@ -86,7 +86,8 @@ def test_it_trains_and_what_it_saves_is_pefts(tmp_path: Path, base: Base, name: 
         logits = PeftModel.from_pretrained(plain, str(tmp_path)).eval()(**batch).logits
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=2e-5)
 
-    fresh = Stack(stack.work, base.load_model(stack.work.task.auto_class, stack.work.task.model_config(base)))
+    loaded = base.load_model(stack.work.task.auto_class, stack.work.task.model_config(base))
+    fresh = Stack(stack.work, loaded, autocast=True)
     adapter = slot.trial.method.attach(slot.trial.method.read_config(tmp_path), fresh.host, 0, seed=9)
     adapter.load(read_tensors(tmp_path))
     torch.testing.assert_close(fresh.outputs([Seat()], encoded)[0], expected, rtol=1e-4, atol=2e-5)

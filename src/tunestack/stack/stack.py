@@ -188,7 +188,7 @@ class Stack:
     def _gradients(
         self, slots: Sequence[Slot], chosen: Sequence[tuple[Encoded, IntArray]], spans: Sequence[Span]
     ) -> list[float]:
-        logits = self._forward(chosen, spans, training=True, packed=slots[0].packs)
+        logits = self._forward(chosen, spans, training=True, packed=all(slot.packs for slot in slots))
         losses = []
         for slot, span, (encoded, indices) in zip(slots, spans, chosen, strict=True):
             targets = self.work.task.targets(encoded, indices).to(self.device)
