@@ -372,7 +372,7 @@ def _events() -> list[Event]:
         Event("finished", "lora.seed-1"),
         Event("finished", "done-in-an-earlier-run"),
         Event("step", "never-started", 1, 2),
-        Event("measuring", "tfidf"),
+        Event("measuring", "tfidf", message="Measuring what tfidf costs alone"),
     ]
 
 

@@ -74,6 +74,9 @@ def test_finding_out_how_many_slots_pay_leaves_no_trace(
     started = Counter(event.key for event in events if event.kind == "started")
     again = seconds[1] > 2 * seconds[0]
     assert started == {"a": 1, "b": 1, "c": 1 + again, "d": 1 + again}
+    assert [event.message for event in events if event.kind == "measuring"] == [
+        f"Measuring a step with {count} slots" for count in (2, 4)
+    ]
     first_step = [event.kind for event in events].index("step")
     assert sum(event.kind == "started" for event in events[:first_step]) == 4  # they begin together
 

@@ -109,6 +109,7 @@ class Display:
                 self._rows[event.key] = _Row(event.key, time.monotonic(), event.step, event.step, event.steps)
                 self._line(f"{event.key}: started")
             case "step" if row:
+                self._note = ""
                 row.step, row.epoch = event.step, event.epoch
                 row.loss = event.loss if event.loss is not None else row.loss
             case "evaluated" if row and event.point:
@@ -133,7 +134,7 @@ class Display:
             case "narrowed" | "note":
                 self.console.print(f"[yellow]{escape(event.message)}[/]")
             case "measuring":
-                self._note = f"Measuring what {event.key} costs alone"
+                self._note = event.message
                 self._line(self._note)
 
     def _line(self, text: str) -> None:

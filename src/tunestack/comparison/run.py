@@ -161,7 +161,8 @@ def _measure(
     done = [result for _, result in _seeds(candidate, plan, folder) if result.adapter_path is not None]
     if folder.costs(candidate.name) is not None or not done:
         return
-    notify(Event("measuring", slug(candidate.name)))
+    key = slug(candidate.name)
+    notify(Event("measuring", key, message=f"Measuring what {key} costs alone"))
     release_memory()
     try:
         costs = measure_alone(folder.path, candidate.name)

@@ -14,9 +14,9 @@ from tunestack.stack.slot import Slot
 class Event:
     """Something that happened to a trial, for whoever shows progress.
 
-    steps: of how many. point: the evaluation, with kind "evaluated". message: with kinds "failed", "narrowed"
-    and "note"; with "counted", which is about all trials, what is known of them beyond that `step` of `steps`
-    are done.
+    steps: of how many. point: the evaluation, with kind "evaluated". message: with kinds "failed",
+    "narrowed", "measuring" and "note"; with "counted", which is about all trials, what is known of them
+    beyond that `step` of `steps` are done.
     """
 
     kind: Literal[
@@ -44,13 +44,13 @@ Notify = Callable[[Event], None]
 
 
 def event_of(
-    kind: Literal["started", "step", "evaluated", "finished", "failed", "pruned"],
+    kind: Literal["started", "step", "evaluated", "finished", "failed", "pruned", "measuring"],
     slot: Slot,
     point: CurvePoint | None = None,
+    message: str = "",
 ) -> Event:
     """What has just happened to a trial, with where it is."""
     progress = slot.progress
     loss = progress.loss_sum / progress.loss_steps if progress.loss_steps else None
-    return Event(
-        kind, slot.trial.key, progress.step, slot.total_steps, slot.epoch, loss, point, slot.failure or ""
-    )
+    message = slot.failure or message
+    return Event(kind, slot.trial.key, progress.step, slot.total_steps, slot.epoch, loss, point, message)

@@ -167,6 +167,7 @@ def _rehearse(stack: Stack, room: Room, active: list[Slot], notify: Notify) -> l
     if len(active) < room.slots:  # there are no more trials
         room.limit(len(active))
         return []
+    notify(event_of("measuring", active[0], message=f"Measuring a step with {len(active)} slots"))
     forwards = stack.width, stack.lanes.count
     seconds = math.inf
     for _ in range(REHEARSALS):
