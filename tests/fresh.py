@@ -6,6 +6,7 @@ libraries are there says nothing about when they are imported: whoever asks that
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import importlib
@@ -72,8 +73,9 @@ def _server() -> subprocess.Popen[str]:
 
 def serve() -> None:
     """Fork a process for every line of the input and say with which code it ended."""
-    for name in SLOW:
-        importlib.import_module(name)
+    with contextlib.redirect_stdout(sys.stderr):  # some say something when they are imported
+        for name in SLOW:
+            importlib.import_module(name)
     assert "tunestack" not in sys.modules
     gc.freeze()  # a child that collects garbage would touch, and so copy, every page
     for line in sys.stdin:
