@@ -157,8 +157,7 @@ class Slot:
     def span(self, start: int, stop: int, training: bool) -> Span:
         """The rows [start, stop) as this slot's; in training with this step's own dropout noise."""
         noise = stable_hash(self.trial.seed, self.progress.step) if training else None
-        leading = self.adapter.virtual_tokens
-        return Span(self.index, start, stop, noise, leading=leading)
+        return Span(self.index, start, stop, noise, leading=self.adapter.virtual_tokens)
 
     def update(self, loss: float) -> None:
         """Clip, step, advance the schedule; a loss that is not finite fails this trial alone."""
