@@ -20,6 +20,7 @@ from tunestack.files import replacing, why_not_writable
 if TYPE_CHECKING:
     import pandas as pd
 
+    from tunestack.baselines.base import Fitted
     from tunestack.bases import Base
     from tunestack.data.encode import Encoded
     from tunestack.methods.base import Method
@@ -201,16 +202,18 @@ class _ModelPredictor(Predictor):
 
 
 class _BaselinePredictor(Predictor):
-    def __init__(self, description: Description, fitted: Any) -> None:
-        from tunestack.tasks.registry import make_task
-
-        super().__init__(description, make_task(description.task, description.label_names))
+    def __init__(self, description: Description, task: Task, fitted: Fitted) -> None:
+        super().__init__(description, task)
         self._fitted = fitted
 
     def answers(self, split: Split) -> Given:
         """Answers to at least one example, as the task has them."""
-        result: Given = self._fitted.answers(list(split["text"]), split.get("text_pair"))
-        return result
+        return self._fitted.answers(self.task, split)
+
+    def _n_best(self, split: Split, count: int | None) -> list[list[dict[str, Any]]]:
+        return (
+            self._fitted.n_best(self.task, split, count) if self.task.ranks else super()._n_best(split, count)
+        )
 
 
 def _check_target(source: Path, target: Path, overwrite: bool) -> None:
@@ -302,10 +305,12 @@ def _open_stack(base: Base, task: Task, method: Method) -> Stack:
 
 def _load_baseline(folder: Path, description: Description, here: Mapping[str, Any]) -> Predictor:
     from tunestack.baselines.registry import find_baseline
+    from tunestack.tasks.registry import make_task
 
-    base = None
+    task, base = make_task(description.task, description.label_names), None
     if description.base is not None:
         from tunestack.bases import load_base
 
         base = load_base(description.base.model_copy(update=here))
-    return _BaselinePredictor(description, find_baseline(description.method).load(folder, base))
+    fitted = find_baseline(description.method, task).load(folder, base)
+    return _BaselinePredictor(description, task, fitted)

@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from pydantic import Field, JsonValue
 
 from tunestack import files
-from tunestack.arrays import FloatArray, IntArray
 from tunestack.config import Settings
 from tunestack.errors import Problem, UserError
 from tunestack.files import replacing, write_json
 from tunestack.settings import validated
+from tunestack.tasks.base import Given, Split, Target, Task, columns_of
 
 if TYPE_CHECKING:
     from tunestack.bases import Base
 
 Tensors = dict[str, np.ndarray[Any, np.dtype[Any]]]
-
-Target = Literal["classes", "numbers", "flags"]
-"""What is to be learned: `Task.target`."""
 
 DESCRIPTION = "baseline.json"
 WEIGHTS = "baseline.safetensors"
@@ -40,12 +37,16 @@ class Fitted(ABC):
     total_parameters: int
 
     @abstractmethod
-    def answers(self, texts: Sequence[str], pairs: Sequence[str] | None) -> FloatArray:
-        """Probabilities of classes [texts, classes], whose rows sum to 1; or of flags [texts, labels]; or
-        numbers [texts]. fp64.
+    def answers(self, task: Task, split: Split) -> Given:
+        """Answers to the examples as the task has them, fp64. split: the columns that the task reads.
 
-        pairs: the second texts, for sentence pairs.
+        Probabilities of classes [texts, classes], whose rows sum to 1; or of flags [texts, labels]; or
+        numbers [texts]; or spans with their scores [questions, 4].
         """
+
+    def n_best(self, task: Task, split: Split, count: int | None) -> list[list[dict[str, Any]]]:
+        """As `Task.n_best`. Only where the task ranks."""
+        raise NotImplementedError
 
     @abstractmethod
     def save(self, folder: Path) -> None:
@@ -55,9 +56,9 @@ class Fitted(ABC):
 class Baseline(ABC):
     """A candidate that trains no transformer. The same data gives the same result: there are no seeds.
 
-    needs_base: whether it works on a base's frozen features. targets: what it can learn.
-    reads_text: whether its answers depend on the text at all. options_class: its fields and defaults;
-    numbers_class: those where it learns numbers, if they differ.
+    Several may have one name, and learn different things. needs_base: whether it works on a base's frozen
+    features. targets: what it can learn. reads_text: whether its answers depend on the text at all.
+    options_class: its fields and defaults.
     """
 
     name: ClassVar[str]
@@ -65,16 +66,19 @@ class Baseline(ABC):
     targets: ClassVar[frozenset[str]] = frozenset({"classes"})
     reads_text: ClassVar[bool] = True
     options_class: ClassVar[type[Settings]]
-    numbers_class: ClassVar[type[Settings] | None] = None
 
-    def make_options(
-        self, fields: Mapping[str, Any], shared: Mapping[str, Any] = {}, target: Target = "classes"
-    ) -> Settings:
+    def base_of(self, base: Base | None) -> Base:
+        """The base, of a baseline that needs one."""
+        if base is None:
+            raise ValueError(f"{self.name} needs a base")
+        return base
+
+    def make_options(self, fields: Mapping[str, Any], shared: Mapping[str, Any] = {}) -> Settings:
         """The options from the user's fields. Raises UserError with all unknown fields and bad values.
 
         shared: what trained candidates train with; it stands in for fields that the user left out.
         """
-        kind = (self.numbers_class if target == "numbers" else None) or self.options_class
+        kind = self.options_class
         taken = {name: v for name, v in self.shared_options(shared).items() if name in kind.model_fields}
         return validated(kind, {**taken, **fields}, self.name)
 
@@ -82,28 +86,12 @@ class Baseline(ABC):
         """The options that follow from settings of training, so that all candidates are treated alike."""
         return {}
 
-    def check_task(self, task: str, target: Target | None) -> Target:
-        """What it would have to learn. Raises UserError for a task that this baseline cannot do."""
-        if target is None or target not in self.targets:
-            expected = "a method, or a baseline that can do this task"
-            raise UserError(Problem(self.name, expected, f"the task {task}", "Leave it out."))
-        return target
-
     @abstractmethod
-    def fit(
-        self,
-        texts: Sequence[str],
-        pairs: Sequence[str] | None,
-        labels: IntArray | FloatArray,
-        label_count: int,
-        options: Settings,
-        base: Base | None,
-        target: Target = "classes",
-    ) -> Fitted:
-        """Fit on labelled texts; labels: ids below `label_count` or numbers [texts], flags [texts, labels].
+    def fit(self, task: Task, split: Split, options: Settings, base: Base | None) -> Fitted:
+        """Fit on a split with its labels or answers.
 
-        options: from `make_options`. base: where `needs_base` says so. target: one of `targets`. Raises
-        UserError for data that it cannot be fitted on.
+        task: one whose target is among `targets`. options: from `make_options`. base: where `needs_base` says
+        so. Raises UserError for data that it cannot be fitted on.
         """
 
     @abstractmethod
@@ -112,13 +100,21 @@ class Baseline(ABC):
 
 
 class SavedBaseline(Settings):
-    """What `baseline.json` holds: which baseline, on which base, with which options, what it answers."""
+    """What `baseline.json` holds: which baseline, on which base, with which options, what it answers.
+
+    label_count: how many classes or flags it knows.
+    """
 
     baseline: str
-    label_count: int
+    label_count: int = 0
     target: Target = "classes"
     base: str | None = None
     options: dict[str, JsonValue] = Field(default_factory=dict)
+
+
+def texts_of(split: Split) -> tuple[list[str], list[str] | None]:
+    """The texts of a split, and the second texts of pairs."""
+    return list(split["text"]), list(split["text_pair"]) if "text_pair" in columns_of(split) else None
 
 
 def write_baseline(folder: Path, saved: SavedBaseline, tensors: Tensors) -> None:

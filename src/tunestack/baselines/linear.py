@@ -7,11 +7,12 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from tunestack.baselines.base import SavedBaseline, Target, Tensors, read_tensors
+from tunestack.baselines.base import SavedBaseline, Tensors, read_tensors
 from tunestack.baselines.logistic import NAMES, Logistic, LogisticOptions, fit_logistic
 from tunestack.baselines.one_vs_rest import OneVsRest, fit_one_vs_rest
 from tunestack.baselines.ridge import Ridge, RidgeOptions, fit_ridge
 from tunestack.config import Settings
+from tunestack.tasks.base import Target
 
 Linear = Logistic | Ridge
 

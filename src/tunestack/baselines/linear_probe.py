@@ -8,40 +8,31 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
+from transformers import AutoModelForSequenceClassification
 
 from tunestack.arrays import FloatArray, IntArray
 from tunestack.baselines.base import (
     Baseline,
     Fitted,
     SavedBaseline,
-    Target,
     read_saved,
+    texts_of,
     write_baseline,
 )
+from tunestack.baselines.features import Encoder, FeatureOptions
 from tunestack.baselines.linear import Linear, fit_linear, read_linear, target_of
 from tunestack.baselines.logistic import LogisticOptions
 from tunestack.baselines.ridge import RidgeOptions
 from tunestack.config import Settings
-from tunestack.errors import Problem, UserError
+from tunestack.tasks.base import Split, Task
 
 if TYPE_CHECKING:
     from tunestack.bases import Base
-
-BATCH_TOKENS = 8192
-"""Padded tokens of one batch."""
-
-
-class FeatureOptions(Settings):
-    """How much of a text is read."""
-
-    max_length: int = Field(default=512, ge=4)
-    """Longest input in tokens; longer ones are cut."""
 
 
 class LinearProbeOptions(FeatureOptions, LogisticOptions):
@@ -82,29 +73,12 @@ class FeatureCache:
         return self._features[key]
 
 
-class Encoder:
-    """A frozen base that turns texts into features; its weights are loaded when first needed."""
+class TextEncoder(Encoder):
+    """A frozen base that turns whole texts into features."""
 
     def __init__(self, base: Base, cache: FeatureCache) -> None:
-        self.base = base
+        super().__init__(base, AutoModelForSequenceClassification)
         self.cache = cache
-
-    @cached_property
-    def model(self) -> Any:
-        """The base without its head, in evaluation mode."""
-        from transformers import AutoModelForSequenceClassification
-
-        config = self.base.model_config(num_labels=2)
-        return self.base.load_model(AutoModelForSequenceClassification, config).model.base_model
-
-    @cached_property
-    def parameters(self) -> int:
-        """How many parameters the base has without its head."""
-        from transformers import AutoModelForSequenceClassification
-
-        config = self.base.model_config(num_labels=2)
-        skeleton = self.base.skeleton(AutoModelForSequenceClassification, config)
-        return sum(parameter.numel() for parameter in skeleton.base_model.parameters())
 
     def features(self, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int) -> FloatArray:
         """Mean of the last hidden state over each text's tokens: [texts, hidden size] fp32."""
@@ -113,25 +87,14 @@ class Encoder:
         return self.cache.get(self.base, key, lambda: self._compute(texts, pairs, max_length))
 
     def _compute(self, texts: Sequence[str], pairs: Sequence[str] | None, max_length: int) -> FloatArray:
-        import torch
+        from tunestack.data.encode import encode
 
-        from tunestack.data.batches import evaluation_batches
-        from tunestack.data.encode import encode, pad
-
-        base = self.base
-        limit = min(max_length, base.longest_input)
-        encoded = encode(base.tokenizer, texts, pairs, None, limit)
-        features = np.empty((len(texts), base.config.get_text_config().hidden_size), dtype=np.float32)
-        with torch.inference_mode():
-            for indices in evaluation_batches(encoded.lengths, BATCH_TOKENS):
-                # Padded on the right, whatever the tokenizer prefers: positions then count from the text's
-                # first token, and no token of a decoder sees the padding.
-                batch = pad([(encoded, indices)], base.tokenizer.pad_token_id)
-                batch = {name: tensor.to(base.device) for name, tensor in batch.items()}
-                hidden = self.model(**batch).last_hidden_state.float()
-                mask = batch["attention_mask"].to(hidden.device).unsqueeze(-1)
-                mean = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
-                features[indices] = mean.cpu().numpy()
+        limit = min(max_length, self.base.longest_input)
+        encoded = encode(self.base.tokenizer, texts, pairs, None, limit)
+        features = np.empty((len(texts), self.width), dtype=np.float32)
+        for rows, hidden, own in self.states(encoded, np.arange(len(texts))):
+            mask = own.unsqueeze(-1)
+            features[rows] = ((hidden * mask).sum(1) / mask.sum(1).clamp(min=1)).cpu().numpy()
         features.flags.writeable = False
         return features
 
@@ -139,16 +102,16 @@ class Encoder:
 class FittedLinearProbe(Fitted):
     """A linear model on a base's features; the standardisation is folded into its weights."""
 
-    def __init__(self, options: FeatureOptions, encoder: Encoder, linear: Linear) -> None:
+    def __init__(self, options: FeatureOptions, encoder: TextEncoder, linear: Linear) -> None:
         self.options = options
         self.encoder = encoder
         self.linear = linear
         self.trainable_parameters = linear.parameters
         self.total_parameters = linear.parameters + encoder.parameters
 
-    def answers(self, texts: Sequence[str], pairs: Sequence[str] | None) -> FloatArray:
+    def answers(self, task: Task, split: Split) -> FloatArray:
         """[texts, classes] or [texts] fp64."""
-        features = self.encoder.features(texts, pairs, self.options.max_length)
+        features = self.encoder.features(*texts_of(split), self.options.max_length)
         return self.linear.answers(features.astype(np.float64))
 
     def save(self, folder: Path) -> None:
@@ -164,61 +127,46 @@ class FittedLinearProbe(Fitted):
 
 
 class LinearProbe(Baseline):
-    """What a frozen base knows already, before any fine-tuning."""
+    """What a frozen base knows already, before any fine-tuning: logistic regression."""
 
     name = "linear-probe"
     needs_base = True
-    targets = frozenset({"classes", "numbers", "flags"})
-    options_class = LinearProbeOptions
-    numbers_class = LinearProbeNumberOptions
+    targets = frozenset({"classes", "flags"})
+    options_class: ClassVar[type[Settings]] = LinearProbeOptions
+
+    def __init__(self) -> None:
+        self.cache = FeatureCache()
 
     def shared_options(self, shared: Mapping[str, Any]) -> dict[str, Any]:
         """Texts are cut and classes weighed as in training."""
         names = {"class_weight": "class_weights", "max_length": "max_length"}
         return {name: shared[theirs] for name, theirs in names.items() if theirs in shared}
 
-    def __init__(self) -> None:
-        self.cache = FeatureCache()
-
-    def fit(
-        self,
-        texts: Sequence[str],
-        pairs: Sequence[str] | None,
-        labels: IntArray | FloatArray,
-        label_count: int,
-        options: Settings,
-        base: Base | None,
-        target: Target = "classes",
-    ) -> FittedLinearProbe:
+    def fit(self, task: Task, split: Split, options: Settings, base: Base | None) -> FittedLinearProbe:
         """Encode with the frozen base, standardise, fit. Raises UserError for one class only."""
         assert isinstance(options, FeatureOptions)
-        encoder = self._encoder(base)
-        features = encoder.features(texts, pairs, options.max_length)
-        return FittedLinearProbe(options, encoder, _fit_standardised(features, labels, label_count, options))
+        encoder = TextEncoder(self.base_of(base), self.cache)
+        features = encoder.features(*texts_of(split), options.max_length)
+        labels = np.asarray(split["label"])
+        linear = _fit_standardised(features, labels, len(task.label_names), options)
+        return FittedLinearProbe(options, encoder, linear)
 
     def load(self, folder: Path, base: Base | None) -> FittedLinearProbe:
         """Read the regression, to be used on the base that it was fitted on."""
         saved = read_saved(folder)
-        options = self.make_options(saved.options, target=saved.target)
+        options = self.make_options(saved.options)
         assert isinstance(options, FeatureOptions)
         linear, _ = read_linear(folder, saved)
-        encoder = self._encoder(base)
-        fitted, given = linear.coef.shape[-1], encoder.base.config.get_text_config().hidden_size
-        if fitted != given:
-            raise UserError(
-                Problem(
-                    str(folder),
-                    f"its base, {saved.base}, with {fitted} features",
-                    f"{encoder.base.name} with {given}",
-                    f"Load it on {saved.base}.",
-                )
-            )
+        encoder = TextEncoder(self.base_of(base), self.cache)
+        encoder.check_width(linear.coef.shape[-1], folder, saved.base)
         return FittedLinearProbe(options, encoder, linear)
 
-    def _encoder(self, base: Base | None) -> Encoder:
-        if base is None:
-            raise ValueError(f"{self.name} needs a base")
-        return Encoder(base, self.cache)
+
+class LinearProbeOfNumbers(LinearProbe):
+    """The same with ridge regression."""
+
+    targets = frozenset({"numbers"})
+    options_class = LinearProbeNumberOptions
 
 
 def _fit_standardised(

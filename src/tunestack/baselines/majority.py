@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tunestack.arrays import FloatArray, IntArray
+from tunestack.arrays import FloatArray
 from tunestack.baselines.base import (
     Baseline,
     Fitted,
     SavedBaseline,
-    Target,
     read_saved,
     read_tensors,
     write_baseline,
 )
 from tunestack.config import Settings
+from tunestack.tasks.base import Split, Target, Task
 
 if TYPE_CHECKING:
     from tunestack.bases import Base
@@ -36,9 +35,9 @@ class FittedMajority(Fitted):
         self.target = target
         self.trainable_parameters = self.total_parameters = len(prior)
 
-    def answers(self, texts: Sequence[str], pairs: Sequence[str] | None) -> FloatArray:
+    def answers(self, task: Task, split: Split) -> FloatArray:
         """The same for every text."""
-        same = np.tile(self.prior, (len(texts), 1))
+        same = np.tile(self.prior, (len(split["text"]), 1))
         return same[:, 0] if self.target == "numbers" else same
 
     def save(self, folder: Path) -> None:
@@ -55,22 +54,15 @@ class Majority(Baseline):
     reads_text = False
     options_class = MajorityOptions
 
-    def fit(
-        self,
-        texts: Sequence[str],
-        pairs: Sequence[str] | None,
-        labels: IntArray | FloatArray,
-        label_count: int,
-        options: Settings,
-        base: Base | None,
-        target: Target = "classes",
-    ) -> FittedMajority:
+    def fit(self, task: Task, split: Split, options: Settings, base: Base | None) -> FittedMajority:
         """Count, or take the mean."""
-        if target == "numbers":
-            return FittedMajority(np.asarray([np.mean(labels)]), target)
-        if target == "flags":
-            return FittedMajority(np.mean(labels, axis=0), target)
-        return FittedMajority(np.bincount(labels, minlength=label_count) / len(labels), target)
+        labels = np.asarray(split["label"])
+        if task.target == "numbers":
+            return FittedMajority(np.asarray([np.mean(labels)]), "numbers")
+        if task.target == "flags":
+            return FittedMajority(np.mean(labels, axis=0), "flags")
+        counts = np.bincount(labels, minlength=len(task.label_names))
+        return FittedMajority(counts / len(labels), "classes")
 
     def load(self, folder: Path, base: Base | None) -> FittedMajority:
         """Read the shares, or the mean."""

@@ -19,7 +19,7 @@ import torch
 from datasets import Dataset
 
 from tunestack.bases.quantised import parameters_in
-from tunestack.comparison.plan import BaselineCandidate, MethodCandidate, Plan, make_plan, texts_of
+from tunestack.comparison.plan import BaselineCandidate, MethodCandidate, Plan, make_plan
 from tunestack.config import CompareConfig
 from tunestack.results import Costs
 from tunestack.settings import read_yaml, validated
@@ -101,19 +101,16 @@ def _measure_method(plan: Plan, candidate: MethodCandidate) -> Costs:
 
 def _measure_baseline(plan: Plan, candidate: BaselineCandidate) -> Costs:
     base = plan.bases[candidate.base] if candidate.base else None
-    train = plan.data.train
-    texts, labels = texts_of(train), np.asarray(train["label"])
     # Baselines import their libraries when they first need them: no cost of a candidate's.
     for library in ("feature_extraction.text", "linear_model", "preprocessing"):
         importlib.import_module(f"sklearn.{library}")
     memory = _Memory(base.device.type if base else "cpu")
     start = time.perf_counter()
-    classes = len(plan.data.label_names)
-    fitted = candidate.baseline.fit(*texts, labels, classes, candidate.options, base, candidate.target)
+    fitted = candidate.baseline.fit(plan.task, plan.data.train, candidate.options, base)
     seconds = time.perf_counter() - start
 
     def answer(split: Split) -> None:
-        fitted.answers(split["text"], split.get("text_pair"))
+        fitted.answers(plan.task, split)
 
     return Costs(
         train_seconds=seconds,

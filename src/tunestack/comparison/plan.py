@@ -11,8 +11,9 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from peft import PeftConfig
 
-from tunestack.baselines.base import Baseline, Target
-from tunestack.baselines.registry import BASELINES
+from tunestack.baselines.base import Baseline
+from tunestack.baselines.features import FeatureOptions
+from tunestack.baselines.registry import BASELINES, find_baseline, needs_base
 from tunestack.bases import Base, load_base
 from tunestack.comparison.checks import check_class_weights, check_metric, check_names, check_output
 from tunestack.config import BaseConfig, CompareConfig, MethodConfig, Settings, TrainingConfig, split_fields
@@ -73,6 +74,11 @@ class MethodCandidate:
         return True
 
     @property
+    def max_length(self) -> int:
+        """How many tokens of an example it reads at most."""
+        return self.training.max_length
+
+    @property
     def hyperparameters(self) -> dict[str, Any]:
         """What the report shows: the method's fields and the training's."""
         return {**self.fields, **self.training.model_dump()}
@@ -90,7 +96,7 @@ class BaselineCandidate:
     base: str | None
     baseline: Baseline
     options: Settings
-    target: Target = "classes"
+    positions: ClassVar[int] = 0
     kind: ClassVar[Literal["method", "baseline"]] = "baseline"
 
     @property
@@ -102,6 +108,11 @@ class BaselineCandidate:
     def reads_text(self) -> bool:
         """Whether answers depend on the text."""
         return self.baseline.reads_text
+
+    @property
+    def max_length(self) -> int | None:
+        """How many tokens of an example it reads at most; None for one that does not read tokens."""
+        return self.options.max_length if isinstance(self.options, FeatureOptions) else None
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
@@ -144,9 +155,9 @@ def _rooms(
     """The bases, how many tokens an example may have on them, and for how many there are places at all."""
     rooms: dict[tuple[str, int, int], None] = {}
     for candidate in candidates:
-        if isinstance(candidate, MethodCandidate):
+        if candidate.base is not None and candidate.max_length is not None:
             base, taken = bases[candidate.base], candidate.positions
-            limit = base.room_for_text(candidate.training.max_length, taken)
+            limit = base.room_for_text(candidate.max_length, taken)
             rooms[candidate.base, limit, base.room_for_text(sys.maxsize, taken)] = None
     return list(rooms)
 
@@ -176,11 +187,6 @@ def with_metric(config: Chosen) -> Chosen:
     kind = TASKS.get(given.task.name)
     own = kind.default_metric if kind and given.metric == "auto" else given.metric
     return config.model_copy(update={"metric": own})
-
-
-def texts_of(split: Any) -> tuple[list[str], list[str] | None]:
-    """The texts of a split, and the second texts of pairs."""
-    return list(split["text"]), list(split["text_pair"]) if "text_pair" in split.column_names else None
 
 
 def _open_bases(config: CompareConfig, problems: Problems) -> dict[str, Base]:
@@ -224,7 +230,7 @@ def base_name(settings: BaseConfig, among: Sequence[BaseConfig] = ()) -> str:
 
 
 def _needs_base(entry: MethodConfig) -> bool:
-    return entry.method in METHODS or (entry.method in BASELINES and BASELINES[entry.method].needs_base)
+    return entry.method in METHODS or (entry.method in BASELINES and needs_base(entry.method))
 
 
 def _candidates(
@@ -311,11 +317,10 @@ def _candidate(
     if variant.method in BASELINES:
         if check is not None:
             _ = check.skeleton  # a base that cannot be a classifier is told of
-        baseline = BASELINES[variant.method]
-        target = baseline.check_task(task.name, task.target)
+        baseline = find_baseline(variant.method, task)
         shared = training.model_dump() if training is not None else {}
-        options = baseline.make_options(variant.fields, shared, target)
-        yield BaselineCandidate(name, base, baseline, options, target)
+        options = baseline.make_options(variant.fields, shared)
+        yield BaselineCandidate(name, base, baseline, options)
         return
     method = METHODS[variant.method]
     fields, _ = split_fields(variant.fields)

@@ -16,7 +16,6 @@ from tunestack.comparison.plan import (
     MethodCandidate,
     Plan,
     make_plan,
-    texts_of,
 )
 from tunestack.comparison.statistics import compare_to_best, summarize
 from tunestack.comparison.track import conclusion, track
@@ -79,29 +78,20 @@ def _run_baseline(candidate: BaselineCandidate, plan: Plan, folder: RunFolder, t
         return
     notify(Event("started", key))
     base = plan.bases[candidate.base] if candidate.base else None
-    train = plan.data.train
     try:
-        fitted = candidate.baseline.fit(
-            *texts_of(train),
-            np.asarray(train["label"]),
-            len(plan.data.label_names),
-            candidate.options,
-            base,
-            candidate.target,
-        )
+        fitted = candidate.baseline.fit(plan.task, plan.data.train, candidate.options, base)
     except UserError as error:  # the data does not suit this one: the others go on
         result = SeedResult(seed=BASELINE_SEED, failure=str(error))
         tracking.finished(key, folder.finish(candidate.name, result, {}, checkpoint=None))
         notify(Event("failed", key, message=str(error)))
         return
+    task, splits = plan.task, plan.data.splits()
+    given = {name: fitted.answers(task, split) for name, split in splits.items() if name != "train"}
+    decided = task.decide(splits["validation"], given["validation"], plan.config.metric)
+    answers = {name: task.decided(own, decided) for name, own in given.items()}
     path = folder.adapter_folder(candidate.name, BASELINE_SEED)
     fitted.save(path)
-    folder.describe(path, candidate)
-    answers = {
-        split: fitted.answers(*texts_of(dataset))
-        for split, dataset in plan.data.splits().items()
-        if split != "train"
-    }
+    folder.describe(path, candidate, decided)
     result = SeedResult(seed=BASELINE_SEED, adapter_path=folder.relative(path))
     tracking.finished(key, folder.finish(candidate.name, result, answers, checkpoint=None))
     notify(Event("finished", key))

@@ -29,6 +29,8 @@ from tunestack.tasks.metrics import Metric
 if TYPE_CHECKING:
     from tunestack.bases import Base
 
+Target = Literal["classes", "numbers", "flags", "spans"]
+"""What baselines learn of a task: a class, a number, any number of labels, a part of a text."""
 Split = Mapping[str, Any]
 """Columns by name: a `datasets.Dataset`, or plain lists."""
 Given = NDArray[Any]
@@ -98,7 +100,7 @@ class Task(ABC):
     optional: ClassVar[tuple[str, ...]] = ("text_pair",)
     blank: ClassVar[tuple[str, ...]] = ()
     default_metric: ClassVar[str]
-    target: ClassVar[Literal["classes", "numbers", "flags"] | None] = None
+    target: ClassVar[Target | None] = None
     gives_probabilities: ClassVar[bool] = False
     reads_first_token: ClassVar[bool] = False
     has_head: ClassVar[bool] = True

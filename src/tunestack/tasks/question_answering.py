@@ -24,7 +24,7 @@ from tunestack.tasks import squad
 from tunestack.tasks.answers import Table
 from tunestack.tasks.base import Given, Split, Task, columns_of, literal
 from tunestack.tasks.metrics import Metric
-from tunestack.tasks.spans import Windows, best_spans, check_questions, encode_windows, null_scores
+from tunestack.tasks.spans import Spans, Windows, best_spans, check_questions, encode_windows, null_scores
 
 if TYPE_CHECKING:
     from tunestack.bases import Base
@@ -66,6 +66,7 @@ class QuestionAnswering(Task):
     inputs = ("question", "context")
     optional = ()
     default_metric = "f1"
+    target = "spans"
     per_token = True
     long_texts = "read in windows of"
     ranks = True
@@ -141,10 +142,11 @@ class QuestionAnswering(Task):
         return torch.cat([labels, torch.from_numpy(encoded.lengths[indices])[:, None]], dim=1)
 
     def loss(self, logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
-        """The mean of both cross-entropies over the row's own tokens, in fp32."""
+        """The mean of both cross-entropies over the row's own tokens, in fp32; in fp64 of logits in that."""
         places = torch.arange(logits.shape[1], device=logits.device)
         padding = places >= targets[:, 2:]
-        own = logits.float().masked_fill(padding[..., None], -torch.inf)
+        exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        own = exact.masked_fill(padding[..., None], -torch.inf)
         return torch.nn.functional.cross_entropy(own, targets[:, :2])
 
     def collect(self, logits: Tensor, encoded: Encoded, indices: IntArray) -> Tensor:
@@ -157,29 +159,41 @@ class QuestionAnswering(Task):
     def answer(self, encoded: Encoded, outputs: Tensor) -> FloatArray:
         """The best span of each example over all its windows, [examples, 4]."""
         windows = _windows(encoded)
-        best = best_spans(windows, outputs, self.options.max_answer_tokens, 1)
-        given = np.zeros((len(windows.offsets), 4))
-        given[:, SCORE] = -np.inf  # only outputs that are not numbers leave it there
-        score = best.score - null_scores(windows, outputs)[best.example]
-        given[best.example, :NEEDED] = np.stack([best.start, best.end, score], axis=1)
-        return self.decided(given, {"null_threshold": self._threshold})
+        return self.given(self._spans(windows, outputs, 1), len(windows.offsets))
 
     def n_best(
         self, encoded: Encoded, outputs: Tensor, split: Split, count: int | None
     ) -> list[list[dict[str, Any]]]:
         """The best spans of each example; no answer is one of them, an empty text, where that is known."""
-        windows, count = _windows(encoded), count or self.options.n_best
+        count = count or self.options.n_best
+        return self.ranked(self._spans(_windows(encoded), outputs, count), split, count)
+
+    def _spans(self, windows: Windows, outputs: Tensor, count: int) -> Spans:
+        """The best of each example, with scores less that of no answer."""
         best = best_spans(windows, outputs, self.options.max_answer_tokens, count)
-        scores = best.score - null_scores(windows, outputs)[best.example]
+        return best._replace(score=best.score - null_scores(windows, outputs)[best.example])
+
+    def given(self, best: Spans, examples: int) -> FloatArray:
+        """Answers, [examples, 4]. best: one span an example at most; scores are less that of no answer."""
+        given = np.zeros((examples, 4))
+        given[:, SCORE] = -np.inf  # of examples without a span: outputs that are not numbers have none
+        given[best.example, :NEEDED] = np.stack([best.start, best.end, best.score], axis=1)
+        return self.decided(given, {"null_threshold": self._threshold})
+
+    def ranked(self, spans: Spans, split: Split, count: int | None) -> list[list[dict[str, Any]]]:
+        """The first `count` spans of each example as texts, and no answer among them where that is known.
+
+        spans: the best of each example first; scores are less that of no answer.
+        """
         found: list[list[dict[str, Any]]] = [[] for _ in split["context"]]
-        for example, start, end, score in zip(*(column.tolist() for column in (*best[:3], scores))):
+        for example, start, end, score in zip(*(column.tolist() for column in spans)):
             text = split["context"][example][start:end]
             found[example].append({"prediction": text, "score": score, "start": start, "end": end})
         if self.unanswerable:
-            for own, least in zip(found, self.answer(encoded, outputs)[:, NEEDED].tolist()):
-                own.append({"prediction": "", "score": least, "start": 0, "end": 0})
+            for own in found:
+                own.append({"prediction": "", "score": -self._threshold, "start": 0, "end": 0})
                 own.sort(key=lambda one: -one["score"])
-        return [own[:count] for own in found]
+        return [own[: count or self.options.n_best] for own in found]
 
     def decide(self, split: Split, given: Given, metric: str) -> dict[str, Any]:
         """The threshold on no answer with which the metric is best on these examples."""
