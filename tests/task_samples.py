@@ -161,5 +161,6 @@ SAMPLES: dict[str, Sample] = {
         make=lambda: QuestionAnswering(ANSWERABLE, QuestionAnsweringOptions(stride=8, max_answer_tokens=6)),
         splits=QUESTIONS,
         write=write_questions,
+        baselines=("tfidf", "linear-probe"),
     ),
 }

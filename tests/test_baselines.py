@@ -23,12 +23,15 @@ from transformers import AutoModelForSequenceClassification
 
 import fresh
 from tunestack.baselines.base import Baseline, Fitted, read_saved
-from tunestack.baselines.linear_probe import Encoder, FeatureCache, LinearProbe
+from tunestack.baselines.linear_probe import FeatureCache, LinearProbe, TextEncoder
 from tunestack.baselines.logistic import STRENGTHS, Logistic, LogisticOptions, fit_logistic
-from tunestack.baselines.registry import BASELINES, find_baseline
+from tunestack.baselines.registry import BASELINES, find_baseline, needs_base
 from tunestack.bases import Base, load_base
 from tunestack.config import BaseConfig
 from tunestack.errors import UserError
+from tunestack.tasks.classification import SequenceClassification
+from tunestack.tasks.instruction import Instruction
+from tunestack.tasks.question_answering import QuestionAnswering
 
 FIRE = [
     "fire in the old mill",
@@ -42,6 +45,9 @@ PAIRS = [text[::-1] for text in TEXTS]
 LABELS = np.array([1, 1, 1, 1, 0, 0, 0, 0] * 3)
 NEW = ["fire by the mill", "nice album", "x", "a very long walk by the old river " * 4]
 NEW_PAIRS = ["the valley", "y", "savings and mail", "burns"]
+
+CLASSES = SequenceClassification(("no", "yes"))
+ALL = [baseline for named in BASELINES.values() for baseline in named]
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "bert": {
@@ -83,14 +89,19 @@ def tiny_base(folder: Path, kind: str = "bert", **fields: Any) -> Base:
 def fit(
     name: str, base: Base | None, fields: dict[str, Any] | None = None, pairs: list[str] | None = None
 ) -> Fitted:
-    baseline = find_baseline(name)
-    return baseline.fit(TEXTS, pairs, LABELS, 2, baseline.make_options(fields or {}), base)
+    baseline = find_baseline(name, CLASSES)
+    return baseline.fit(CLASSES, split(TEXTS, pairs, LABELS), baseline.make_options(fields or {}), base)
+
+
+def split(texts: Any, pairs: Any = None, labels: Any = None) -> dict[str, Any]:
+    columns = {"text": texts, "text_pair": pairs, "label": labels}
+    return {name: column for name, column in columns.items() if column is not None}
 
 
 # ---------------------------------------------------------------- options
 
 
-@pytest.mark.parametrize("baseline", BASELINES.values(), ids=BASELINES)
+@pytest.mark.parametrize("baseline", ALL, ids=lambda one: type(one).__name__)
 def test_every_problem_of_the_options_is_named_at_once(baseline: Baseline) -> None:
     with pytest.raises(UserError) as caught:
         baseline.make_options({"min_dff": 3, "colour": "red"})
@@ -116,15 +127,30 @@ def test_every_problem_of_the_options_is_named_at_once(baseline: Baseline) -> No
 )
 def test_a_bad_value_is_one_problem_at_its_place(name: str, fields: dict[str, Any], where: str) -> None:
     with pytest.raises(UserError) as caught:
-        find_baseline(name).make_options(fields)
+        find_baseline(name, CLASSES).make_options(fields)
     assert [problem.where for problem in caught.value.problems] == [where]
 
 
 def test_near_names_are_suggested() -> None:
     with pytest.raises(UserError, match="'min_df'"):
-        find_baseline("tfidf").make_options({"min_dff": 3})
+        find_baseline("tfidf", CLASSES).make_options({"min_dff": 3})
     with pytest.raises(UserError, match="'linear-probe'"):
-        find_baseline("linear_probe")
+        find_baseline("linear_probe", CLASSES)
+
+
+def test_what_a_baseline_cannot_do_is_told_with_what_it_can() -> None:
+    with pytest.raises(
+        UserError, match="the task instruction; tfidf learns classes and flags and numbers and"
+    ):
+        find_baseline("tfidf", Instruction())
+    with pytest.raises(UserError, match="the task question-answering; majority learns"):
+        find_baseline("majority", QuestionAnswering())
+
+
+def test_one_baseline_a_name_and_target() -> None:
+    pairs = [(baseline.name, target) for baseline in ALL for target in baseline.targets]
+    assert len(pairs) == len(set(pairs))
+    assert all(len({baseline.needs_base for baseline in named}) == 1 for named in BASELINES.values())
 
 
 # ---------------------------------------------------------------- logistic regression
@@ -149,10 +175,10 @@ def test_probabilities_are_those_of_scikit_learn(seed: int, classes: list[int], 
 
 @pytest.mark.parametrize("name", ["tfidf", "linear-probe"])
 def test_one_class_only_is_refused(name: str, tmp_path: Path) -> None:
-    baseline = find_baseline(name)
+    baseline = find_baseline(name, CLASSES)
     base = tiny_base(tmp_path) if baseline.needs_base else None
     with pytest.raises(UserError, match="at least two classes"):
-        baseline.fit(TEXTS, None, np.ones_like(LABELS), 2, baseline.make_options({}), base)
+        baseline.fit(CLASSES, split(TEXTS, None, np.ones_like(LABELS)), baseline.make_options({}), base)
 
 
 # ---------------------------------------------------------------- majority
@@ -160,12 +186,13 @@ def test_one_class_only_is_refused(name: str, tmp_path: Path) -> None:
 
 @given(labels=st.lists(st.integers(0, 3), min_size=1))
 def test_majority_gives_the_shares_of_the_classes(labels: list[int]) -> None:
-    majority = find_baseline("majority")
-    texts = [""] * len(labels)
-    fitted = majority.fit(texts, None, np.array(labels), 4, majority.make_options({}), None)
+    majority = find_baseline("majority", CLASSES)
+    four = SequenceClassification(tuple("abcd"))
+    rows = split([""] * len(labels), None, labels)
+    fitted = majority.fit(four, rows, majority.make_options({}), None)
     row = [labels.count(label) / len(labels) for label in range(4)]
-    np.testing.assert_allclose(fitted.answers(["a", "b"], None), [row, row])
-    assert fitted.answers([], None).shape == (0, 4)
+    np.testing.assert_allclose(fitted.answers(four, split(["a", "b"])), [row, row])
+    assert fitted.answers(four, split([])).shape == (0, 4)
 
 
 # ---------------------------------------------------------------- TF-IDF
@@ -187,18 +214,22 @@ def test_tfidf_is_scikit_learns_pipeline(fields: dict[str, Any]) -> None:
         TfidfVectorizer(**options), LogisticRegression(class_weight="balanced", max_iter=1000, C=strength)
     ).fit(TEXTS, LABELS)
     fitted = fit("tfidf", None, fields)
-    np.testing.assert_allclose(fitted.answers(NEW, None), pipeline.predict_proba(NEW), atol=1e-12)
+    np.testing.assert_allclose(
+        fitted.answers(CLASSES, split(NEW, None)), pipeline.predict_proba(NEW), atol=1e-12
+    )
     terms = len(pipeline[0].vocabulary_)
     assert fitted.trainable_parameters == fitted.total_parameters == 2 * terms + 1  # idf, weights, intercept
 
 
 def test_tfidf_reads_both_texts_of_a_pair() -> None:
     fitted = fit("tfidf", None, pairs=PAIRS)
-    joined = find_baseline("tfidf")
+    joined = find_baseline("tfidf", CLASSES)
     texts = [f"{text}\n{pair}" for text, pair in zip(TEXTS, PAIRS, strict=True)]
-    expected = joined.fit(texts, None, LABELS, 2, joined.make_options({}), None)
+    expected = joined.fit(CLASSES, split(texts, None, LABELS), joined.make_options({}), None)
     new = [f"{text}\n{pair}" for text, pair in zip(NEW, NEW_PAIRS, strict=True)]
-    np.testing.assert_array_equal(fitted.answers(NEW, NEW_PAIRS), expected.answers(new, None))
+    np.testing.assert_array_equal(
+        fitted.answers(CLASSES, split(NEW, NEW_PAIRS)), expected.answers(CLASSES, split(new, None))
+    )
 
 
 @pytest.mark.parametrize("fields", [{"min_df": 1000}, {"min_df": 3, "max_df": 2}, {"max_df": 0.0}])
@@ -210,11 +241,11 @@ def test_tfidf_without_a_term_left_says_so(fields: dict[str, Any]) -> None:
 def test_tfidf_reaches_its_score_on_the_disaster_tweets(shared_data: Path) -> None:
     rows = pd.read_csv(shared_data / "disaster_tweets" / "train.csv")[["text", "target"]]
     parts = Dataset.from_pandas(rows).train_test_split(train_size=0.8, seed=42)
-    tfidf = find_baseline("tfidf")
+    tfidf = find_baseline("tfidf", CLASSES)
     train, validation = parts["train"], parts["test"]
     labels = np.array(train["target"])
-    fitted = tfidf.fit(train["text"][:], None, labels, 2, tfidf.make_options({}), None)
-    predicted = fitted.answers(validation["text"][:], None).argmax(axis=1)
+    fitted = tfidf.fit(CLASSES, split(train["text"][:], None, labels), tfidf.make_options({}), None)
+    predicted = fitted.answers(CLASSES, validation).argmax(axis=1)
     assert f1_score(validation["target"], predicted) == pytest.approx(0.778, abs=0.003)
 
 
@@ -225,7 +256,7 @@ def test_tfidf_reaches_its_score_on_the_disaster_tweets(shared_data: Path) -> No
 def test_features_are_the_mean_of_the_last_hidden_state(kind: str, tmp_path: Path) -> None:
     base = tiny_base(tmp_path, kind)
     base.tokenizer.padding_side = "left"  # what some decoders prefer must not move positions
-    features = Encoder(base, FeatureCache()).features(NEW, None, max_length=64)
+    features = TextEncoder(base, FeatureCache()).features(NEW, None, max_length=64)
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_config(base.model_config(2)).eval().base_model
     for text, row in zip(NEW, features, strict=True):
@@ -237,14 +268,16 @@ def test_features_are_the_mean_of_the_last_hidden_state(kind: str, tmp_path: Pat
 
 def test_the_probe_is_scikit_learns_pipeline_on_the_features(tmp_path: Path) -> None:
     base = tiny_base(tmp_path)
-    encoder = Encoder(base, FeatureCache())
+    encoder = TextEncoder(base, FeatureCache())
     pipeline = make_pipeline(
         StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000, C=0.1)
     ).fit(encoder.features(TEXTS, PAIRS, 512).astype(np.float64), LABELS)
     fitted = fit("linear-probe", base, {"C": 0.1}, pairs=PAIRS)
     expected = pipeline.predict_proba(encoder.features(NEW, NEW_PAIRS, 512).astype(np.float64))
-    np.testing.assert_allclose(fitted.answers(NEW, NEW_PAIRS), expected, atol=1e-9)
-    assert not np.allclose(fitted.answers(NEW, NEW_PAIRS), fitted.answers(NEW, NEW))
+    np.testing.assert_allclose(fitted.answers(CLASSES, split(NEW, NEW_PAIRS)), expected, atol=1e-9)
+    assert not np.allclose(
+        fitted.answers(CLASSES, split(NEW, NEW_PAIRS)), fitted.answers(CLASSES, split(NEW, NEW))
+    )
 
 
 def test_the_penalty_is_chosen_where_many_features_meet_few_rows() -> None:
@@ -294,15 +327,15 @@ def test_a_base_encodes_a_split_once_whatever_the_options(tmp_path: Path) -> Non
     """A base that cannot be loaded any more still serves the second candidate."""
     base = tiny_base(tmp_path)
     probe = LinearProbe()
-    first = probe.fit(TEXTS, None, LABELS, 2, probe.make_options({}), base)
-    expected = first.answers(NEW, None)
+    first = probe.fit(CLASSES, split(TEXTS, None, LABELS), probe.make_options({}), base)
+    expected = first.answers(CLASSES, split(NEW, None))
     base.source = None  # type: ignore[assignment]
-    second = probe.fit(TEXTS, None, LABELS, 2, probe.make_options({"C": 1.0}), base)
-    np.testing.assert_array_equal(second.answers(NEW, None), expected)
+    second = probe.fit(CLASSES, split(TEXTS, None, LABELS), probe.make_options({"C": 1.0}), base)
+    np.testing.assert_array_equal(second.answers(CLASSES, split(NEW, None)), expected)
     with pytest.raises(AttributeError):
-        probe.fit(TEXTS, None, LABELS, 2, probe.make_options({"max_length": 8}), base)
+        probe.fit(CLASSES, split(TEXTS, None, LABELS), probe.make_options({"max_length": 8}), base)
     with pytest.raises(AttributeError):
-        probe.fit(TEXTS, TEXTS, LABELS, 2, probe.make_options({}), base)
+        probe.fit(CLASSES, split(TEXTS, TEXTS, LABELS), probe.make_options({}), base)
 
 
 def test_the_cache_forgets_old_splits_and_other_bases(tmp_path: Path) -> None:
@@ -329,6 +362,7 @@ from pathlib import Path
 import numpy as np
 from tunestack.baselines.base import read_saved
 from tunestack.baselines.registry import find_baseline
+from tunestack.tasks.classification import SequenceClassification
 folder, out, texts, pairs = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
 saved = read_saved(folder)
 base = None
@@ -336,15 +370,17 @@ if saved.base:
     from tunestack.bases import load_base
     from tunestack.config import BaseConfig
     base = load_base(BaseConfig(model=saved.base, dtype="float32", device_map="cpu"))
-fitted = find_baseline(saved.baseline).load(folder, base)
-np.savez(out, p=fitted.answers(texts, pairs), n=[fitted.trainable_parameters, fitted.total_parameters])
+task = SequenceClassification(("no", "yes"))
+fitted = find_baseline(saved.baseline, task).load(folder, base)
+split = {"text": texts} if pairs is None else {"text": texts, "text_pair": pairs}
+np.savez(out, p=fitted.answers(task, split), n=[fitted.trainable_parameters, fitted.total_parameters])
 """
 
 
 @pytest.mark.parametrize("name", BASELINES)
 @pytest.mark.parametrize("paired", [False, True])
 def test_a_saved_baseline_gives_the_same_in_a_fresh_process(name: str, paired: bool, tmp_path: Path) -> None:
-    base = tiny_base(tmp_path) if find_baseline(name).needs_base else None
+    base = tiny_base(tmp_path) if needs_base(name) else None
     fields = {"ngram_range": [1, 3], "strip_accents": "unicode"} if name == "tfidf" else {}
     fitted = fit(name, base, fields, PAIRS if paired else None)
     new_pairs = NEW_PAIRS if paired else None
@@ -354,7 +390,7 @@ def test_a_saved_baseline_gives_the_same_in_a_fresh_process(name: str, paired: b
     done = fresh.python(_FRESH, tmp_path / "saved", out, json.dumps(NEW), json.dumps(new_pairs))
     assert done.code == 0, done.err
     found = np.load(out)
-    np.testing.assert_allclose(found["p"], fitted.answers(NEW, new_pairs), atol=1e-7)
+    np.testing.assert_allclose(found["p"], fitted.answers(CLASSES, split(NEW, new_pairs)), atol=1e-7)
     assert found["n"].tolist() == [fitted.trainable_parameters, fitted.total_parameters]
 
 
@@ -366,18 +402,18 @@ def test_a_damaged_file_is_named(file: str, damage: str, tmp_path: Path) -> None
     content = path.read_bytes()
     path.unlink() if damage == "missing" else path.write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match=file):
-        find_baseline("tfidf").load(tmp_path, None)
+        find_baseline("tfidf", CLASSES).load(tmp_path, None)
 
 
 def test_a_vocabulary_of_another_baseline_is_refused(tmp_path: Path) -> None:
     fit("tfidf", None).save(tmp_path)
     (tmp_path / "vocabulary.json").write_text('["fire"]')
     with pytest.raises(UserError, match="1 terms"):
-        find_baseline("tfidf").load(tmp_path, None)
+        find_baseline("tfidf", CLASSES).load(tmp_path, None)
 
 
 def test_a_probe_refuses_a_base_of_another_size(tmp_path: Path) -> None:
     fit("linear-probe", tiny_base(tmp_path)).save(tmp_path / "saved")
     assert read_saved(tmp_path / "saved").base == f"random:{tmp_path / 'bert.json'}"
     with pytest.raises(UserError, match="32 features"):
-        find_baseline("linear-probe").load(tmp_path / "saved", tiny_base(tmp_path, hidden_size=64))
+        find_baseline("linear-probe", CLASSES).load(tmp_path / "saved", tiny_base(tmp_path, hidden_size=64))

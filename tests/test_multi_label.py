@@ -302,8 +302,9 @@ def test_one_regression_a_label_is_scikit_learns(weights: Any) -> None:
 
 def test_the_majority_of_flags_is_the_share_of_each() -> None:
     flags = np.asarray([[1, 0, 1], [1, 0, 0]])
-    fitted = Majority().fit(["a", "b"], None, flags, 3, MajorityOptions(), None, "flags")
-    assert fitted.answers(["c"], None).tolist() == [[1.0, 0.0, 0.5]]
+    task = MultiLabel(tiny.FLAG_NAMES)
+    fitted = Majority().fit(task, {"text": ["a", "b"], "label": flags}, MajorityOptions(), None)
+    assert fitted.answers(task, {"text": ["c"]}).tolist() == [[1.0, 0.0, 0.5]]
 
 
 # What is saved

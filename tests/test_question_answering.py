@@ -306,7 +306,10 @@ def test_what_cannot_work_is_told_before_training(tmp_path: Path) -> None:
         ({"task": {"strid": 5}}, "stride"),
         ({"task": {"null_threshold": 1.0}}, "a threshold that has an effect"),
         ({"training": {"class_weights": [1.0, 2.0]}}, "no classes to weigh"),
-        ({"methods": ["lora", "tfidf"]}, "question-answering"),
+        ({"methods": ["lora", "majority"]}, "the task question-answering; majority learns classes"),
+        ({"methods": ["tfidf", "linear-probe"], "training": {"max_length": 5}}, "question 0: expected a"),
+        ({"methods": [{"method": "linear-probe", "class_weight": "balanced"}]}, "class_weight"),
+        ({"methods": [{"method": "tfidf", "C": 1.0}]}, "tfidf.C"),
     ):
         with pytest.raises(UserError, match=told):
             tunestack.compare(path, **settings(tmp_path, **fields))

@@ -224,13 +224,18 @@ NEW = RATED["test"]["text"]
 
 
 def fit(name: str, fields: dict[str, Any] = {}, base: Any = None, pairs: Any = None) -> Any:  # noqa: B006
-    baseline = find_baseline(name)
-    options = baseline.make_options(fields, {"class_weights": "balanced", "max_length": 64}, "numbers")
-    return baseline.fit(TEXTS, pairs, NUMBERS, 0, options, base, "numbers")
+    baseline = find_baseline(name, Regression())
+    options = baseline.make_options(fields, {"class_weights": "balanced", "max_length": 64})
+    return baseline.fit(Regression(), split(TEXTS, pairs, NUMBERS), options, base)
+
+
+def split(texts: Any, pairs: Any = None, labels: Any = None) -> dict[str, Any]:
+    columns = {"text": texts, "text_pair": pairs, "label": labels}
+    return {name: column for name, column in columns.items() if column is not None}
 
 
 def test_majority_answers_the_mean() -> None:
-    assert_allclose(fit("majority").answers(["a", "b"], None), [NUMBERS.mean()] * 2)
+    assert_allclose(fit("majority").answers(Regression(), split(["a", "b"])), [NUMBERS.mean()] * 2)
 
 
 def test_tfidf_is_scikit_learns_ridge() -> None:
@@ -239,7 +244,9 @@ def test_tfidf_is_scikit_learns_ridge() -> None:
     )
     pipeline.fit(TEXTS, NUMBERS)
     fitted = fit("tfidf", {"alpha": 0.3, "min_df": 1})
-    assert_allclose(fitted.answers(NEW, None), pipeline.predict(NEW), atol=1e-4)  # solved by iteration
+    assert_allclose(
+        fitted.answers(Regression(), split(NEW, None)), pipeline.predict(NEW), atol=1e-4
+    )  # solved by iteration
 
 
 def test_the_penalty_is_chosen_by_cross_validation() -> None:
@@ -268,7 +275,7 @@ def test_the_linear_probe_is_a_ridge_on_standardised_features(tmp_path: Path) ->
     expected = make_pipeline(StandardScaler(), Ridge(alpha=2.0)).fit(features, NUMBERS)
     new = RATED["test"]["text_pair"]
     unseen = fitted.encoder.features(NEW, new, 64).astype(float)
-    assert_allclose(fitted.answers(NEW, new), expected.predict(unseen), atol=1e-9)
+    assert_allclose(fitted.answers(Regression(), split(NEW, new)), expected.predict(unseen), atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["majority", "tfidf", "linear-probe"])
@@ -276,8 +283,10 @@ def test_what_was_saved_answers_the_same(name: str, tmp_path: Path) -> None:
     base = tiny.random_base(tmp_path, "bert") if name == "linear-probe" else None
     fitted = fit(name, base=base)
     fitted.save(tmp_path / "saved")
-    again = find_baseline(name).load(tmp_path / "saved", base)
-    np.testing.assert_array_equal(again.answers(NEW, None), fitted.answers(NEW, None))
+    again = find_baseline(name, Regression()).load(tmp_path / "saved", base)
+    np.testing.assert_array_equal(
+        again.answers(Regression(), split(NEW, None)), fitted.answers(Regression(), split(NEW, None))
+    )
     assert again.trainable_parameters == fitted.trainable_parameters
 
 
@@ -286,7 +295,7 @@ def test_what_was_saved_answers_the_same(name: str, tmp_path: Path) -> None:
 )
 def test_fields_of_classification_are_refused(name: str, field: str) -> None:
     with pytest.raises(UserError, match=field):
-        find_baseline(name).make_options({field: 1.0}, {}, "numbers")
+        find_baseline(name, Regression()).make_options({field: 1.0})
 
 
 # ---------------------------------------------------------------- models
