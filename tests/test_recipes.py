@@ -95,7 +95,9 @@ def test_recipes_of_questions(name: str, kind: str, tmp_path: Path) -> None:
     values["data"] = {split: files[split] for split in values["data"]}
     values["bases"] = [{"model": str(tiny.save_base(tmp_path, kind)), "device_map": "cpu"}]
     plan = make_plan(validated(CompareConfig, {**values, "output": str(tmp_path / "run")}))
-    (candidate,) = plan.candidates
+    candidate, *baselines = plan.candidates
+    assert [other.name for other in baselines] == [one["method"] for one in values["methods"][1:]]
+    assert all(other.max_length in (384, None) for other in baselines)
     assert isinstance(candidate, MethodCandidate)
     assert (plan.task.name, plan.config.metric, candidate.name) == ("question-answering", "f1", "lora")
     assert plan.task.options.null_threshold == "tune"

@@ -15,7 +15,7 @@ import torch
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from transformers import PreTrainedModel
 
-from tunestack.baselines.registry import BASELINES
+from tunestack.baselines.registry import BASELINES, learned
 from tunestack.bases import Base, load_base
 from tunestack.bases.base import LoadedModel, head_modules
 from tunestack.bases.tiny import tiny_configs
@@ -225,7 +225,9 @@ def markdown(matrix: Matrix) -> str:
         "",
         "## Baselines",
         "",
-        f"{', '.join(_code(name) for name in BASELINES)}: they train no transformer.",
+        "They train no transformer. A task whose answers are of another kind refuses them.",
+        "",
+        *_table(["baseline", "learns"], [[_code(name), ", ".join(learned(name))] for name in BASELINES]),
         "",
     ]
     return "\n".join(lines)

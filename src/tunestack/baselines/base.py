@@ -86,6 +86,12 @@ class Baseline(ABC):
         """The options that follow from settings of training, so that all candidates are treated alike."""
         return {}
 
+    def check_base(self, base: Base) -> None:
+        """Raise UserError for a base that has not one last hidden state for every token that it reads."""
+        if base.config.is_encoder_decoder:
+            where, found = f"{self.name} on {base.name}", "an encoder-decoder"
+            raise UserError(Problem(where, "an encoder or a decoder", found, "Leave one of them out."))
+
     @abstractmethod
     def fit(self, task: Task, split: Split, options: Settings, base: Base | None) -> Fitted:
         """Fit on a split with its labels or answers.

@@ -39,7 +39,7 @@ def find_baseline(name: str, task: Task) -> Baseline:
         Problem(
             name,
             "a method, or a baseline that can do this task",
-            f"the task {task.name}; {name} learns {' and '.join(learned(name))}",
+            f"the task {task.name}; {name} learns {', '.join(learned(name))}",
             "Leave it out.",
         )
     )

@@ -318,6 +318,8 @@ def _candidate(
         if check is not None:
             _ = check.skeleton  # a base that cannot be a classifier is told of
         baseline = find_baseline(variant.method, task)
+        if check is not None:
+            baseline.check_base(check.base)
         shared = training.model_dump() if training is not None else {}
         options = baseline.make_options(variant.fields, shared)
         yield BaselineCandidate(name, base, baseline, options)
