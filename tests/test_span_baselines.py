@@ -73,10 +73,9 @@ def test_the_probe_is_the_minimum_of_what_is_documented(tmp_path: Path) -> None:
     encoded, strength = windows(base), 0.05
     model = AutoModel.from_pretrained(saved, dtype="float32").eval()
     rows = []
-    for ids, types in zip(encoded.input_ids, encoded.token_type_ids or []):
-        batch = {"input_ids": torch.from_numpy(ids)[None], "token_type_ids": torch.from_numpy(types)[None]}
+    for ids in encoded.input_ids:
         with torch.no_grad():
-            rows.append(model(**batch).last_hidden_state[0].double().numpy())
+            rows.append(model(torch.from_numpy(ids)[None]).last_hidden_state[0].double().numpy())
     tokens = np.concatenate(rows)
     mean, scale = tokens.mean(axis=0), tokens.std(axis=0)
 
@@ -179,9 +178,9 @@ def digits(count: int, seed: int) -> dict[str, list[Any]]:
 def test_the_probe_learns_what_a_linear_layer_can(kind: str, tmp_path: Path) -> None:
     base = tiny.random_base(tmp_path, kind)
     baseline = find_baseline("linear-probe", ALWAYS)
-    fitted = baseline.fit(ALWAYS, digits(40, 1), baseline.make_options({}), base)
+    fitted = baseline.fit(ALWAYS, digits(80, 1), baseline.make_options({}), base)
     new = digits(30, 2)
-    assert ALWAYS.scores(new, fitted.answers(ALWAYS, new))["exact_match"] > 0.9
+    assert ALWAYS.scores(new, fitted.answers(ALWAYS, new))["exact_match"] > 0.7  # by chance under 0.05
 
 
 def test_the_probe_is_the_same_each_time_and_stops_when_told(tmp_path: Path) -> None:
@@ -266,17 +265,23 @@ def test_equally_near_sentences_and_unknown_words_give_the_earliest() -> None:
     fitted = nearest(ASKED)
     split = {
         "question": ["Engine?", "Zebra?", "Sea?", "Sea?"],
-        "context": ["Nothing. An engine of. of An engine.", "A b. C d.", "The sea. Is it? The sea.", " \n"],
+        "context": [
+            "Nothing. An engine. The sea. An engine.",
+            "A b. C d.",
+            "The sea. Is it? The sea.",
+            " \n",
+        ],
     }
     given = fitted.answers(ALWAYS, split)
-    assert ALWAYS.told(split, given)["prediction"] == ["An engine of.", "A b.", "The sea.", ""]
+    assert ALWAYS.told(split, given)["prediction"] == ["An engine.", "A b.", "The sea.", ""]
     assert given[1, 2] == 0
     assert given[3, 2] == -np.inf
     ranked = fitted.n_best(ALWAYS, split, 2)
     assert [[one["prediction"] for one in own] for own in ranked] == [
-        ["An engine of.", "of An engine."], ["A b.", "C d."], ["The sea.", "The sea."], [],
+        ["An engine.", "An engine."], ["A b.", "C d."], ["The sea.", "The sea."], [],
     ]  # fmt: skip
     assert ranked[2][0]["score"] == ranked[2][1]["score"] > 0
+    assert ranked[0][0]["start"] == 9
     assert fitted.answers(ALWAYS, {"question": ["Sea?"], "context": [""]})[0, 2] == -np.inf
 
 
@@ -347,7 +352,7 @@ def settings(folder: Path, data: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module", params=["v1.1", "v2"])
 def compared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    """LoRA beside both baselines, costs and all; questions without an answer in v2 alone."""
+    """LoRA beside both baselines; questions without an answer, and costs, in v2 alone."""
     folder = tmp_path_factory.mktemp("compared")
     tiny.save_base(folder, "bert")
     data = write_questions(folder)["data"]
@@ -355,7 +360,7 @@ def compared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         for path in data.values():
             lines = Path(path).read_text().splitlines(keepends=True)
             Path(path).write_text("".join(line for line in lines if json.loads(line)["answers"]["text"]))
-    values = settings(folder, data)
+    values = {**settings(folder, data), "measure_costs": request.param == "v2"}
     return folder, (values, tunestack.compare(values.pop("source"), **values), data)
 
 
@@ -372,10 +377,8 @@ def test_a_comparison_with_both(compared: tuple[Path, Any]) -> None:
         assert candidate.name in page
         assert candidate.hyperparameters.get("max_length", 40) == 40
         costs = candidate.costs
-        assert costs.train_seconds is not None
-        assert costs.train_seconds > 0
-        assert costs.inference_examples_per_second is not None
-        assert costs.adapter_bytes is not None
+        for cost in (costs.train_seconds, costs.inference_examples_per_second, costs.adapter_bytes):
+            assert cost is None if not unanswerable else cost > 0
         saved = json.loads((run / str(seed.adapter_path) / "tunestack.json").read_text())
         threshold = saved["task"]["options"].get("null_threshold")
         assert isinstance(threshold, float) == unanswerable
@@ -388,8 +391,8 @@ def test_a_comparison_with_both(compared: tuple[Path, Any]) -> None:
         assert [own[0]["prediction"] for own in predictor.n_best(questions, contexts, 2)] == predicted
         if unanswerable:
             assert {float(needed) for needed in frame["needed_score"]} == {-threshold}
-    probe = next(one for one in results.candidates if one.name == "linear-probe")
-    assert probe.costs.trainable_parameters == 2 * 16
+        parameters = {"linear-probe": 2 * 16}.get(candidate.name)
+        assert parameters is None or costs.trainable_parameters == (parameters if unanswerable else None)
 
 
 def test_the_threshold_of_baselines_is_the_best_on_validation(compared: tuple[Path, Any]) -> None:
