@@ -310,6 +310,7 @@ def test_what_cannot_work_is_told_before_training(tmp_path: Path) -> None:
         ({"methods": ["tfidf", "linear-probe"], "training": {"max_length": 5}}, "question 0: expected a"),
         ({"methods": [{"method": "linear-probe", "class_weight": "balanced"}]}, "class_weight"),
         ({"methods": [{"method": "tfidf", "C": 1.0}]}, "tfidf.C"),
+        ({"methods": "linear-probe", "bases": str(tiny.save_base(tmp_path, "t5"))}, "an encoder-decoder"),
     ):
         with pytest.raises(UserError, match=told):
             tunestack.compare(path, **settings(tmp_path, **fields))
