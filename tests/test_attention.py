@@ -15,7 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import tiny
 from tunestack.bases import attention, load_base
-from tunestack.bases.attention import LONGEST, short_attention
+from tunestack.bases.attention import LONGEST, PIECE, short_attention
 from tunestack.config import BaseConfig
 
 MODULE: Any = SimpleNamespace(is_causal=False, num_key_value_groups=1, training=False)
@@ -59,13 +59,21 @@ def outputs_and_gradients(function: Any, tensors: list[Tensor], keep: Tensor, **
     return [kept.detach(), *(tensor.grad for tensor in own if tensor.grad is not None)]
 
 
+@pytest.mark.parametrize("piece", [1, 700, PIECE])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 5e-2)])
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_outputs_and_gradients_equal_pytorchs(
-    side: str, causal: bool, groups: int, dtype: torch.dtype, tolerance: float
+    side: str,
+    causal: bool,
+    groups: int,
+    dtype: torch.dtype,
+    tolerance: float,
+    piece: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(attention, "PIECE", piece)
     lengths, tokens = [9, 3, 1, 6], 9
     tensors = heads(4, 4, tokens, dtype, groups)
     keep = real(lengths, tokens, side)
@@ -94,6 +102,17 @@ def test_without_a_mask_and_with_one_for_all_rows() -> None:
         theirs = outputs_and_gradients(sdpa_attention_forward, tensors, keep, attention_mask=mask)
         for one, other in zip(ours, theirs, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_training_goes_on_after_an_evaluation() -> None:
+    tensors, keep = heads(2, 4, 7), torch.ones(2, 7, dtype=torch.bool)
+    before = outputs_and_gradients(short_attention, tensors, keep, attention_mask=None)
+    attention._scratch.buffers.clear()
+    with torch.inference_mode():
+        short_attention(MODULE, *tensors, None)
+    after = outputs_and_gradients(short_attention, tensors, keep, attention_mask=None)
+    for one, other in zip(before, after, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_what_it_does_not_cover_is_handed_over() -> None:

@@ -8,6 +8,7 @@ attention on CPU copies everything to fp32 (math) or has a slow backward on a fe
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -92,50 +93,56 @@ class _Scratch(threading.local):
     by page, which took several times as long as what is computed in it.
     """
 
-    MOST_BYTES = 2**24
-    """A larger result gets memory of its own, and gives it back."""
-
     def __init__(self) -> None:
         self.buffers: dict[int, Tensor] = {}
 
-    def room(self, which: int, like: Tensor, dtype: torch.dtype) -> Tensor:
-        """Of a tensor's shape; what lay in the room of this number is gone."""
-        size = like.numel() * dtype.itemsize
-        if size > self.MOST_BYTES:
-            return torch.empty_like(like, dtype=dtype)
+    def room(self, which: int, like: Tensor) -> Tensor:
+        """Of a tensor's shape, in fp32; what lay in the room of this number is gone."""
         buffer = self.buffers.get(which)
-        if buffer is None or buffer.numel() < size:
-            buffer = self.buffers[which] = torch.empty(size, dtype=torch.uint8)
-        return buffer[:size].view(dtype).view(like.shape)
+        if buffer is None or buffer.numel() < like.numel():
+            with torch.inference_mode(False):  # training uses it after an evaluation, too
+                buffer = self.buffers[which] = torch.empty(like.numel())
+        return buffer[: like.numel()].view(like.shape)
 
 
 _scratch = _Scratch()
+PIECE = 2**20
+"""Scores that are worked on at once: what is computed of them in between stays near the processor."""
+
+
+def _pieces(scores: Tensor, together: int = 1) -> Iterator[tuple[slice, Tensor]]:
+    """Parts of a batch of scores with about `PIECE` of them, and where; multiples of `together` matrices."""
+    count = max(1, PIECE // (together * scores.shape[1] * scores.shape[2])) * together
+    for start in range(0, len(scores), count):
+        part = slice(start, start + count)
+        yield part, scores[part]
 
 
 def _probabilities(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
     """softmax(Q K^T * scaling + mask); mask: [batch, 1, 1 or tokens, tokens]."""
-    scores = torch.bmm(query, key.transpose(1, 2))
-    narrow = scores.dtype != torch.float32
-    wide = _scratch.room(0, scores, torch.float32).copy_(scores) if narrow else scores
-    wide.mul_(scaling)
-    if mask is not None:
-        heads = wide.shape[0] // mask.shape[0]
-        wide.view(mask.shape[0], heads, *wide.shape[1:]).add_(mask.float())
-    if not narrow:
-        return torch.softmax(wide, dim=-1)
-    return scores.copy_(torch.softmax(wide, dim=-1, out=_scratch.room(1, scores, torch.float32)))
+    result = query.new_empty(*query.shape[:2], key.shape[1])
+    heads = 1 if mask is None else len(query) // len(mask)
+    for part, own in _pieces(result, heads):
+        torch.bmm(query[part], key[part].transpose(1, 2), out=own)
+        wide = _scratch.room(0, own).copy_(own).mul_(scaling)
+        if mask is not None:
+            texts = slice(part.start // heads, part.stop // heads)
+            wide.view(-1, heads, *own.shape[1:]).add_(mask[texts].float())
+        own.copy_(torch.softmax(wide, dim=-1, out=_scratch.room(1, own)))
+    return result
 
 
 def _grad_scores(grad: Tensor, value: Tensor, probabilities: Tensor, scaling: float) -> Tensor:
     """The gradient of Q K^T, given that of the output."""
-    result = torch.bmm(grad, value.transpose(1, 2))
-    if result.dtype == torch.float32:
-        return torch._softmax_backward_data(result, probabilities, -1, torch.float32).mul_(scaling)
-    wide, whole, own = (_scratch.room(number, result, torch.float32) for number in range(3))
-    torch._softmax_backward_data(
-        wide.copy_(result), whole.copy_(probabilities), -1, torch.float32, grad_input=own
-    )
-    return torch.mul(own, scaling, out=result)
+    result = torch.empty_like(probabilities)
+    for part, own in _pieces(result):
+        torch.bmm(grad[part], value[part].transpose(1, 2), out=own)
+        wide, whole, found = (_scratch.room(number, own) for number in range(3))
+        wide.copy_(own)
+        whole.copy_(probabilities[part])
+        torch._softmax_backward_data(wide, whole, -1, torch.float32, grad_input=found)
+        torch.mul(found, scaling, out=own)
+    return result
 
 
 def _packed_attention(query: Tensor, key: Tensor, value: Tensor, packed: Packed, scaling: float) -> Tensor:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import threading
+import weakref
+from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from tunestack.methods.sites import Member, Part, keep_mask
+from tunestack.methods.sites import Member, Part, draw_mask
 
 
 class LoraPart(Part):
@@ -39,13 +43,13 @@ class LoraPart(Part):
     def after(cls, x: Tensor, y: Tensor, members: Sequence[Member]) -> Tensor:
         """Add every slot's update to its own rows of y, in place."""
         weights = [weight for member in members for weight in (member.part.A, member.part.B)]
-        updated: Tensor = _AddUpdates.apply(y.contiguous(), x.contiguous(), members, *weights)  # type: ignore[no-untyped-call]
+        rows = _dropped(x.contiguous(), members)
+        updated: Tensor = _AddUpdates.apply(y.contiguous(), rows, members, *weights)  # type: ignore[no-untyped-call]
         return updated
 
 
 class _AddUpdates(torch.autograd.Function):
-    """Adds s B A x to y slot by slot; saves each slot's x once, with its dropout, and never forms an update
-    of y's size.
+    """Adds s B A x to y slot by slot, x after dropout; never forms an update of y's size.
 
     Slots that lie side by side with as many rows each share every product, ranks padded with zeros. y comes
     first: a linear's output is a view, and autograd takes the first input of a function that writes into a
@@ -57,42 +61,38 @@ class _AddUpdates(torch.autograd.Function):
         ctx.groups = _groups(members)
         ctx.whole = sum(m.span.stop - m.span.start for m in members) == x.shape[0]
         pairs = iter(zip(weights[::2], weights[1::2], strict=True))
-        ctx.shape = x.shape
-        saved: list[Tensor | None] = []
+        saved: list[Tensor] = []
         for group in ctx.groups:
             own = [next(pairs) for _ in group]
             a = _stacked([a for a, _ in own]).to(x.dtype)
             b = _stacked([b.t() for _, b in own]).mul_(_scalings(group, a.device)).to(x.dtype)
-            keep = _keep(x, group)
-            rows = _rows(x, group) if keep is None else _rows(x, group) * keep
-            low = torch.bmm(rows, a.transpose(1, 2))
+            low = torch.bmm(_rows(x, group), a.transpose(1, 2))
             _rows(y, group).baddbmm_(low, b)
-            saved += [a, b, low, keep, rows]
-        ctx.save_for_backward(*saved)
+            saved += [a, b, low]
+        ctx.save_for_backward(x, *saved)
         ctx.mark_dirty(y)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad = grads[0].contiguous()
+        x, *others = ctx.saved_tensors
         grad_x: Tensor | None = None
         if ctx.needs_input_grad[1]:
-            grad_x = grad.new_empty(ctx.shape) if ctx.whole else grad.new_zeros(ctx.shape)
-        tensors = iter(ctx.saved_tensors)
+            grad_x = torch.empty_like(x) if ctx.whole else torch.zeros_like(x)
+        tensors = iter(others)
         grad_weights: list[Tensor | None] = []
         for group in ctx.groups:
-            a, b, low, keep, rows = (next(tensors) for _ in range(5))
+            a, b, low = (next(tensors) for _ in range(3))
             upper = _rows(grad, group)
             grad_low = torch.bmm(upper, b.transpose(1, 2))
-            grad_a = torch.bmm(grad_low.transpose(1, 2), rows)
+            grad_a = torch.bmm(grad_low.transpose(1, 2), _rows(x, group))
             grad_b = torch.bmm(low.transpose(1, 2), upper).mul_(_scalings(group, low.device))
             for member, its_a, its_b in zip(group, grad_a, grad_b, strict=True):
                 r = member.part.A.shape[0]
                 grad_weights += [its_a[:r], its_b[:r].t()]
             if grad_x is not None:
                 torch.bmm(grad_low, a, out=_rows(grad_x, group))
-                if keep is not None:
-                    _rows(grad_x, group).mul_(keep)
         return (grad, grad_x, None, *grad_weights)
 
 
@@ -139,14 +139,60 @@ def _scalings(group: Sequence[Member], device: torch.device) -> Tensor | float:
     return values[0] if len(set(values)) == 1 else torch.tensor(values, device=device).view(-1, 1, 1)
 
 
-def _keep(x: Tensor, group: Sequence[Member]) -> Tensor | None:
-    """Zeros where dropout drops from the group's rows, ones elsewhere; None where nothing is dropped."""
-    if not any(drops(member) for member in group):
-        return None
-    masks = []
-    for member in group:
-        own = x[member.span.start : member.span.stop]
-        drawn = keep_mask(own, member.part.p, member.span, member.site) if drops(member) else None
-        masks.append(torch.ones_like(own) if drawn is None else drawn)
-    together = torch.cat(masks) if len(masks) > 1 else masks[0]
-    return together.view(len(group), -1, x.shape[-1])
+@dataclass
+class _Seen:
+    """What dropout made of a module's input, for the modules after it that read the same one.
+
+    first: the site where each slot met it. whose: whom `dropped` was made for.
+    """
+
+    first: dict[int, str] = field(default_factory=dict)
+    whose: list[tuple[object, ...]] = field(default_factory=list)
+    dropped: Tensor | None = None
+
+
+class _Latest(threading.local):
+    """The input that a thread's dropout worked on last; what it made of those before is let go of, for an
+    input may live on for long where forwards are computed again.
+    """
+
+    seen: weakref.ref[_Seen] | None = None
+
+    def turn_to(self, seen: _Seen) -> None:
+        """Go on with this one."""
+        before = self.seen() if self.seen else None
+        if before is not None and before is not seen:
+            before.dropped = None
+        self.seen = weakref.ref(seen)
+
+
+_seen: MutableMapping[Tensor, _Seen] = WeakTensorKeyDictionary()
+_latest = _Latest()
+
+
+def _dropped(x: Tensor, members: Sequence[Member]) -> Tensor:
+    """x after the members' dropout, without their factors 1 / (1 - p).
+
+    Of modules that read the same input (query and value) a slot has one mask, as in the merged layers of
+    LoRA's authors: that of the first one.
+    """
+    wet = [member for member in members if drops(member)]
+    if not wet:
+        return x
+    seen = _seen.setdefault(x, _Seen())
+    _latest.turn_to(seen)
+    sites = [seen.first.setdefault(member.span.slot, member.site) for member in wet]
+    whose: list[tuple[object, ...]] = [
+        (x._version, site, m.span, m.part.p) for site, m in zip(sites, wet, strict=True)
+    ]
+    # A slot's first site begins anew: a forward that is computed again must save as many tensors.
+    begins = any(site == member.site for site, member in zip(sites, wet, strict=True))
+    if begins or seen.dropped is None or seen.whose != whose:
+        keep, done = torch.empty_like(x), 0
+        for site, member in zip(sites, wet, strict=True):
+            keep[done : member.span.start] = 1
+            done = member.span.stop
+            draw_mask(keep[member.span.start : done], member.part.p, member.span, site)
+        keep[done:] = 1
+        seen.whose, seen.dropped = whose, x * keep
+    return seen.dropped

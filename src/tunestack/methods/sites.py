@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import itertools
-import math
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -108,19 +107,23 @@ def keep_mask(x: Tensor, p: float, span: Span, site: str) -> Tensor:
     x: [rows, tokens, features] or [rows, features]. The mask is drawn for the slot's own longest row and
     kept open beyond it, for company that needs more padding must not change it.
     """
-    shape = list(x.shape)
-    if x.ndim == 3:
-        shape[1] = span.lengths.get(shape[1], shape[1])
-    count = math.prod(shape)
-    generator = torch.Generator(x.device).manual_seed(stable_hash(span.noise, site))
-    # 16 random bits an element, four elements a draw: several times faster than bernoulli_ on a CPU.
-    draws = torch.empty((count + 3) // 4, dtype=torch.int64, device=x.device)
-    draws.random_(-(2**63), None, generator=generator)
-    bits = draws.view(torch.int16)[:count].view(shape)
-    keep = torch.ge(bits, round(p * 65536) - 32768, out=torch.empty(shape, dtype=x.dtype, device=x.device))
-    if keep.shape != x.shape:
-        keep = nn.functional.pad(keep, (0, 0, 0, x.shape[1] - shape[1]), value=1)
+    keep = x.new_empty(x.shape)
+    draw_mask(keep, p, span, site)
     return keep
+
+
+def draw_mask(keep: Tensor, p: float, span: Span, site: str) -> None:
+    """Write `keep_mask` into `keep`."""
+    if keep.ndim == 3:
+        own = span.lengths.get(keep.shape[1], keep.shape[1])
+        keep[:, own:] = 1
+        keep = keep[:, :own]
+    count = keep.numel()
+    generator = torch.Generator(keep.device).manual_seed(stable_hash(span.noise, site))
+    # 16 random bits an element, four elements a draw: several times faster than bernoulli_ on a CPU.
+    draws = torch.empty((count + 3) // 4, dtype=torch.int64, device=keep.device)
+    draws.random_(-(2**63), None, generator=generator)
+    torch.ge(draws.view(torch.int16)[:count].view(keep.shape), round(p * 65536) - 32768, out=keep)
 
 
 def stable_hash(*values: object) -> int:
