@@ -124,11 +124,9 @@ class Stack:
         """As many as there is room for; returns those whose turn is still to come."""
         groups = self._groups(slots, self._shares)
         again: list[Slot] = []
-        for group, done in zip(groups, self.lanes.run(self._backward, groups), strict=True):
-            if (error := done.exception()) is None:
-                for slot, loss in zip(group, done.result(), strict=True):
-                    end(slot, loss)
-            else:
+        turn = functools.partial(self._turn, end=end)
+        for group, done in zip(groups, self.lanes.run(turn, groups), strict=True):
+            if (error := done.exception()) is not None:
                 again += self._narrow(group, error, len(groups), notify)
         return [*again, *slots[sum(map(len, groups)) :]]
 
@@ -173,6 +171,11 @@ class Stack:
             return []
         notify(Event("narrowed", group[0].trial.key, message=message))
         return group
+
+    def _turn(self, slots: Sequence[Slot], end: End) -> None:
+        """One lane's part of a step."""
+        for slot, loss in zip(slots, self._backward(slots), strict=True):
+            end(slot, loss)
 
     def _backward(self, slots: Sequence[Slot]) -> list[float]:
         """Forward and backward of one batch of each slot; gradients lie in the slots' vectors."""
