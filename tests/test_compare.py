@@ -120,7 +120,8 @@ def test_costs_are_measured_and_counted_for_everyone(whole_run: Any, results: Re
         for name, value in costs.model_dump().items():
             if candidate.kind == "method" or name != "seconds_per_step":
                 assert value is not None, (candidate.name, name)
-                assert value > 0 or (name == "peak_memory_bytes" and value == 0), (candidate.name, name)
+                may_be_zero = name in ("peak_memory_bytes", "others_share")
+                assert value > 0 or (may_be_zero and value == 0), (candidate.name, name)
         stored = whole_run.folder / candidate.seeds[0].adapter_path
         sizes = {file.name: file.stat().st_size for file in stored.iterdir()}
         assert costs.adapter_bytes == sum(sizes[name] for name in sizes if not name.startswith("tokenizer"))

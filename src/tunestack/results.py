@@ -97,6 +97,8 @@ class Costs(Record):
     peak_memory_bytes: of the accelerator, else of the process, beyond the interpreter and its libraries;
     None where the system does not tell.
     adapter_bytes: what is stored on disk for one trained trial, head included, tokenizer files not.
+    others_share: of all time of the processors meanwhile, what other programs took; None where the system
+    does not tell. Much of it makes seconds too many and throughput too low.
     """
 
     train_seconds: float | None = None
@@ -106,6 +108,7 @@ class Costs(Record):
     total_parameters: int | None = None
     adapter_bytes: int | None = None
     inference_examples_per_second: float | None = None
+    others_share: float | None = None
 
 
 class Comparison(Record):

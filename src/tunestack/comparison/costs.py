@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import subprocess
 import sys
 import time
@@ -31,6 +32,7 @@ from tunestack.tasks.base import Split, Task
 BATCHES = 12
 """Training steps measured, from short batches to long ones."""
 PROCESS = Path("/proc/self")
+PROCESSORS = Path("/proc/stat")
 REPEATS = 2
 """Each is measured so often; the fastest counts, since a busy machine only ever makes a step slower."""
 EXAMPLES = 512
@@ -76,6 +78,7 @@ def _measure_method(plan: Plan, candidate: MethodCandidate) -> Costs:
         slot.progress.step = position
         stack.step([slot], lambda event: None)
 
+    others = _Others()
     positions, longest = _short_to_long(slot)
     step(longest)  # the first step allocates and chooses kernels; the longest batch sets the peak
     seconds = float(np.mean([_fastest(partial(step, position)) for position in positions]))
@@ -96,6 +99,7 @@ def _measure_method(plan: Plan, candidate: MethodCandidate) -> Costs:
         # As PEFT counts: the model's own head is there beside the trained one.
         total_parameters=trained if candidate.method.saves_whole_model else held + trained,
         inference_examples_per_second=_examples_per_second(plan.task, plan.data.validation, answer),
+        others_share=others.share(),  # last: what stands above measures
     )
 
 
@@ -104,7 +108,7 @@ def _measure_baseline(plan: Plan, candidate: BaselineCandidate) -> Costs:
     # Baselines import their libraries when they first need them: no cost of a candidate's.
     for library in ("feature_extraction.text", "linear_model", "preprocessing"):
         importlib.import_module(f"sklearn.{library}")
-    memory = _Memory(base.device.type if base else "cpu")
+    memory, others = _Memory(base.device.type if base else "cpu"), _Others()
     start = time.perf_counter()
     fitted = candidate.baseline.fit(plan.task, plan.data.train, candidate.options, base)
     seconds = time.perf_counter() - start
@@ -118,6 +122,7 @@ def _measure_baseline(plan: Plan, candidate: BaselineCandidate) -> Costs:
         trainable_parameters=fitted.trainable_parameters,
         total_parameters=fitted.total_parameters,
         inference_examples_per_second=_examples_per_second(plan.task, plan.data.validation, answer),
+        others_share=others.share(),  # last: what stands above measures
     )
 
 
@@ -177,6 +182,29 @@ class _Memory:
             return 0
         lines = (PROCESS / "status").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+class _Others:
+    """What other programs take of the processors from now on."""
+
+    def __init__(self) -> None:
+        self._start = self._now()
+
+    def share(self) -> float | None:
+        """Of all their time, idle or not, [0, 1]; None where the system does not tell."""
+        if self._start is None or (now := self._now()) is None:
+            return None
+        there, busy, own = (after - before for after, before in zip(now, self._start, strict=True))
+        return min(1.0, max(0.0, (busy - own) / there)) if there > 0 else None
+
+    @staticmethod
+    def _now() -> tuple[float, float, float] | None:
+        """Seconds that all processors have had, that they were busy, and that this process had of them."""
+        if not PROCESSORS.exists():
+            return None
+        times = list(map(int, PROCESSORS.read_text(encoding="utf-8").split("\n", 1)[0].split()[1:9]))
+        there, idle = (count / os.sysconf("SC_CLK_TCK") for count in (sum(times), sum(times[3:5])))
+        return there, there - idle, sum(os.times()[:4])
 
 
 if __name__ == "__main__":

@@ -36,6 +36,8 @@ from tunestack.trackers.tracking import Tracking
 
 PRUNED = "pruned"
 """Why a trial that a search stopped early did not finish."""
+MOST_OTHERS = 0.15
+"""Share of the processors' time that other programs may take before a reader is told."""
 
 
 def run_comparison(
@@ -207,7 +209,9 @@ def collect(plan: Plan, folder: RunFolder) -> Results:
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         metric=plan.config.metric,
         task=plan.task.name,
-        data=_data_summary(plan, [*_cut_texts(plan), *_remarks(plan, candidates)]),
+        data=_data_summary(
+            plan, [*_cut_texts(plan), *_remarks(plan, candidates), *_disturbed(candidates, folder)]
+        ),
         candidates=candidates,
         verdict=decide(candidates, plan.task.metrics[plan.config.metric], plan.task.constant),
         hard_examples=_hard_examples(plan, folder, candidates),
@@ -244,6 +248,20 @@ def _remarks(plan: Plan, candidates: Sequence[Candidate]) -> list[str]:
         }
         sentences += [f"{candidate.name}: {sentence}" for sentence in plan.task.remarks(means)]
     return sentences
+
+
+def _disturbed(candidates: Sequence[Candidate], folder: RunFolder) -> list[str]:
+    """A sentence on costs that were measured while other programs had the processors."""
+    shares = {c.name: c.costs.others_share or 0.0 for c in candidates}
+    names = [name for name, share in shares.items() if share > MOST_OTHERS]
+    if not names:
+        return []
+    files = folder.path / "candidates" / "*" / "costs.json"
+    return [
+        f"While costs were measured ({', '.join(names)}), other programs took up to "
+        f"{max(shares.values()):.0%} of the processors: seconds are too many, throughput is too low. To "
+        f"measure again when they rest, delete {files} and run the same command."
+    ]
 
 
 def _cut_texts(plan: Plan) -> list[str]:
