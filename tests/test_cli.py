@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
@@ -23,6 +24,7 @@ import tunestack
 from tunestack import progress
 from tunestack.cli.app import app
 from tunestack.cli.sweep import searched
+from tunestack.errors import UserError
 from tunestack.progress import Display
 from tunestack.results import CurvePoint, Results
 from tunestack.settings import read_yaml
@@ -256,6 +258,30 @@ def test_flags_alone_make_a_sweep(cli: Any, tiny_data: Path, tmp_path: Path) -> 
     assert again.config["measure_costs"] is True
 
 
+@pytest.mark.parametrize("given", [{"base": "BASE"}, {"base": {"model": "BASE", "gradient_checkpointing": True}}, {}])
+def test_flags_of_a_sweeps_base(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any]
+) -> None:
+    base = str(tiny_data / "saved-bert")
+    values: dict[str, Any] = {"data": {"train": str(tiny_data / "train.csv")}, "methods": ["lora"]}
+    values |= {"search": {"r": [2, 4]}, **json.loads(json.dumps(given).replace("BASE", base))}
+    config = runs.write_config(tmp_path / "config.yaml", values)
+    seen: list[Any] = []
+
+    def keep(config: Any, notify: Any) -> None:
+        seen.append(config)
+        raise UserError
+
+    monkeypatch.setattr("tunestack.search.run.run_sweep", keep)
+    named = [] if given else ["--base", base]
+    command = ["sweep", str(config), *named, "--dtype", "bfloat16", "--trust-remote-code"]
+    CliRunner().invoke(app, [*command, "--output", str(tmp_path / "run")])
+    (found,) = seen
+    asked = found.base.model_dump(exclude_unset=True)
+    kept = {"gradient_checkpointing": True} if "gradient" in str(given) else {}
+    assert asked == {"model": base, "dtype": "bfloat16", "trust_remote_code": True, **kept}
+
+
 def test_flags_alone_make_a_comparison(cli: Any, tiny_data: Path, tmp_path: Path) -> None:
     done = cli(
         *("compare", tiny_data / "train.csv", "--validation", tiny_data / "validation.csv"),
@@ -366,7 +392,7 @@ def _events() -> list[Event]:
         Event("evaluated", "lora.seed-1", 10, 20, 1.0, 0.6, _point(1, 0.7)),
         Event("step", "lora.seed-1", 20, 20, 2.0, 0.5),
         Event("evaluated", "lora.seed-1", 20, 20, 2.0, 0.5, _point(2, 0.65)),
-        Event("started", "full.seed-1", 7, 20),
+        Event("started", "full.seed-1", 7, 20, 0.7),
         Event("narrowed", "full.seed-1", message="out of memory: [2] slots at once"),
         Event("failed", "full.seed-1", message="the loss became [nan]"),
         Event("finished", "lora.seed-1"),
@@ -387,7 +413,7 @@ def test_the_display_prints_lines_where_there_is_no_terminal() -> None:
         "lora.seed-1: started",
         "lora.seed-1: epoch 1, loss 0.500, f1 0.700",
         "lora.seed-1: epoch 2, loss 0.250, f1 0.650",
-        "full.seed-1: started",
+        "full.seed-1: goes on at epoch 0.7",
         "out of memory: [2] slots at once",
         "full.seed-1 failed: the loss became [nan]",
         "lora.seed-1: done",

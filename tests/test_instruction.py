@@ -300,6 +300,10 @@ def test_records_that_cannot_be_used(
 def test_incomplete_records_can_be_left_out_of_what_is_learnt(tmp_path: Path) -> None:
     incomplete = change(output="") + change(answer=None) + [RECORD]
     train = write(tmp_path / "train.json", incomplete)
+    setting = "skip_incomplete: true"
+    learnt, judged = (refused(lambda: load(tmp_path, train=train, **more)) for more in ({}, {"tests": {"A": train}}))
+    assert all(setting in problem.fix for problem in learnt)
+    assert [setting in problem.fix for problem in judged if "tests.A" in problem.where] == [False]
     data = load(tmp_path, train=train, validation=train, task={"skip_incomplete": True})
     assert data.train["row"][:] == [0, 1, 3, 4, 5, 6]  # it needs no answer
     assert data.validation["row"][:] == [0, 1, 3, 4, 6]

@@ -107,7 +107,8 @@ class Display:
             case "started":
                 self._note = ""
                 self._rows[event.key] = _Row(event.key, time.monotonic(), event.step, event.step, event.steps)
-                self._line(f"{event.key}: started")
+                how = f"goes on at epoch {event.epoch:.3g}" if event.step else "started"
+                self._line(f"{event.key}: {how}")
             case "step" if row:
                 self._note = ""
                 row.step, row.epoch = event.step, event.epoch

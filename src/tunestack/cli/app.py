@@ -12,6 +12,7 @@ import typer
 
 from tunestack.cli.options import (
     Bases,
+    Dtype,
     GroupDuplicates,
     Label,
     Labels,
@@ -93,7 +94,7 @@ def compare(
         list[str] | None,
         typer.Option(
             "--method",
-            help="A method or a baseline, as `tunestack methods` lists them; repeat.",
+            help="A method or a baseline, as `tunestack methods` lists them, in place of CONFIG.yaml's; repeat.",
             show_default=False,
         ),
     ] = None,
@@ -119,10 +120,7 @@ def compare(
     max_length: Annotated[
         int | None, typer.Option(help="Longest input in tokens. [default: 512]", show_default=False)
     ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="auto, float32, bfloat16: what frozen bases compute in.", show_default=False),
-    ] = None,
+    dtype: Dtype = None,
     quantize: Quantize = None,
     trust_remote_code: Annotated[
         list[str] | None,

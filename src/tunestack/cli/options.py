@@ -57,6 +57,10 @@ Quantize = Annotated[
     str | None,
     typer.Option(help="nf4 or int8: keep frozen bases in 4 or 8 bits (QLoRA).", show_default=False),
 ]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="auto, float32, bfloat16: what frozen bases compute in.", show_default=False),
+]
 Track = Annotated[
     list[str] | None,
     typer.Option("--track", help="Tell a tracker: mlflow, tensorboard, wandb; repeat.", show_default=False),

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from tunestack.cli.options import (
+    Dtype,
     GroupDuplicates,
     Label,
     Labels,
@@ -59,7 +60,7 @@ def sweep(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            "--method", help="A method; with several, which one is searched too; repeat.", show_default=False
+            "--method", help="A method, in place of CONFIG.yaml's; with several, which one is searched too; repeat.", show_default=False
         ),
     ] = None,
     search: Annotated[
@@ -104,7 +105,11 @@ def sweep(
     seed: Annotated[
         int | None, typer.Option(help="Of the search and of every trial. [default: 0]", show_default=False)
     ] = None,
+    dtype: Dtype = None,
     quantize: Quantize = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the base.")
+    ] = False,
     slots: Annotated[
         int | None, typer.Option(help="Trials that train together at most.", show_default=False)
     ] = None,
@@ -131,6 +136,7 @@ def sweep(
     ] = None,
 ) -> None:
     """Search hyper-parameters, many trials at a time on one frozen base."""
+    of_base = {"dtype": dtype, "quantize": quantize, "trust_remote_code": trust_remote_code or None}
     flags: dict[str, Any] = {
         "task": task,
         "data": {
@@ -153,7 +159,7 @@ def sweep(
             "batch_size": batch_size,
             "max_length": max_length,
         },
-        "base": base if quantize is None else {"model": base, "quantize": quantize},
+        "base": {"model": base, **of_base} if any(of_base.values()) else base,
         "methods": method or None,
         "trials": trials,
         "sampler": sampler,

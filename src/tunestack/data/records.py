@@ -21,6 +21,7 @@ from tunestack.files import slug
 FIELDS = ("instruction", "input", "output", "answer")
 PROMPT = ("instruction", "input")
 _HOW = "Other names go into data.columns: {instruction: ..., output: ..., answer: ...}."
+_SKIP = "task: {name: instruction, skip_incomplete: true}"
 _RESERVED = ("train", "validation", "test")
 
 
@@ -131,7 +132,8 @@ def _rows(
             continue
         # An input may be empty, but no list of several.
         texts = [value or "none" for value in values] if name == "input" else values
-        check_texts(pd.Series(texts, frame.index, dtype=object), f"{where}, column {column!r}", problems)
+        given = pd.Series(texts, frame.index, dtype=object)
+        check_texts(given, f"{where}, column {column!r}", problems, skip=_SKIP if learnt else "")
         found[name] = [
             value.strip() if name == "answer" and isinstance(value, str) else value for value in values
         ]

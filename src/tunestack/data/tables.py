@@ -103,12 +103,14 @@ def check_columns(
             problems.add(where, expected=f"a column {column!r}{header}", found="none of this name", fix=fix)
 
 
-def check_texts(values: pd.Series[Any], where: str, problems: Problems, words: bool = False) -> None:
+def check_texts(
+    values: pd.Series[Any], where: str, problems: Problems, words: bool = False, skip: str = ""
+) -> None:
     """Note rows without text, rows with something that is not text, and text that cannot be encoded.
 
-    words: a text may be a list of words.
+    words: a text may be a list of words. skip: the setting that leaves out rows without text.
     """
-    _note_texts(_rows_by_kind(values, words), len(values), where, problems)
+    _note_texts(_rows_by_kind(values, words), len(values), where, problems, skip)
 
 
 def _rows_by_kind(values: pd.Series[Any], words: bool) -> dict[str, list[int]]:
@@ -117,10 +119,14 @@ def _rows_by_kind(values: pd.Series[Any], words: bool) -> dict[str, list[int]]:
     return {kind: values.index[kinds == kind].tolist() for kind in sorted(set(kinds) - {"text"})}
 
 
-def _note_texts(rows: dict[str, list[int]], total: int, where: str, problems: Problems) -> None:
+def _note_texts(
+    rows: dict[str, list[int]], total: int, where: str, problems: Problems, skip: str = ""
+) -> None:
     for kind, numbers in sorted(rows.items()):
         found = f"{kind} in {listed(numbers, total)}"
         fix = _TEXT_FIXES.get(kind, _NOT_TEXT)
+        if skip and kind == _NO_VALUE:
+            fix = f"{fix} Or leave them out with {skip}."
         problems.add(where, expected="text in every row", found=found, fix=fix)
 
 
@@ -138,9 +144,9 @@ def listed(rows: Iterable[int], total: int) -> str:
 
 def _kind(value: object) -> str:
     if not isinstance(value, str):
-        return "no value" if value is None else f"{type(value).__name__} values"
+        return _NO_VALUE if value is None else f"{type(value).__name__} values"
     if not value.strip():
-        return "no value"
+        return _NO_VALUE
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -152,11 +158,12 @@ def _kind_of_words(value: object) -> str:
     if not isinstance(value, list):
         return _kind(value)
     others = {_kind(word) for word in value} - {"text"}
-    return f"a list with {min(others)}" if others else "text" if value else "no value"
+    return f"a list with {min(others)}" if others else "text" if value else _NO_VALUE
 
 
+_NO_VALUE = "no value"
 _TEXT_FIXES = {
-    "no value": "Remove these rows or fill them in.",
+    _NO_VALUE: "Remove these rows or fill them in.",
     "half a surrogate pair": "Remove the broken character: it cannot be written as UTF-8.",
 }
 _NOT_TEXT = "Choose the column that holds text, or write these values as text."
