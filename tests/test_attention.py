@@ -104,6 +104,20 @@ def test_without_a_mask_and_with_one_for_all_rows() -> None:
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
+def test_under_autocast_rotated_queries_and_keys_may_be_wider_than_values() -> None:
+    """As PyTorch's own attention has it; both give what comes of bf16."""
+    tensors, keep = heads(2, 4, 7), torch.ones(2, 7, dtype=torch.bool)
+    tensors[2] = tensors[2].detach().bfloat16()
+    found = []
+    for function in (short_attention, sdpa_attention_forward):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found.append(outputs_and_gradients(function, tensors, keep, attention_mask=None))
+    assert [one.dtype for one in found[0]] == [torch.bfloat16, torch.float32, torch.float32, torch.bfloat16]
+    for one, other in zip(*found, strict=True):
+        assert one.dtype == other.dtype
+        torch.testing.assert_close(one, other, rtol=5e-2, atol=5e-2)
+
+
 def test_training_goes_on_after_an_evaluation() -> None:
     tensors, keep = heads(2, 4, 7), torch.ones(2, 7, dtype=torch.bool)
     before = outputs_and_gradients(short_attention, tensors, keep, attention_mask=None)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import signal
+import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -87,3 +90,21 @@ def test_results_and_errors_come_in_order() -> None:
     first, second, third = two.run(halved, [2, 0, 4])
     assert (first.result(), third.result()) == (0.5, 0.25)
     assert isinstance(second.exception(), ZeroDivisionError)
+
+
+def test_an_interruption_waits_for_what_the_lanes_have_begun() -> None:
+    """What they change is saved next, and must not change any more."""
+    two = Lanes(torch.device("cpu"))
+    two.count = 2
+    begun, done, caller = threading.Barrier(2), [], threading.get_ident()
+
+    def work(part: int) -> None:
+        begun.wait()
+        if part:
+            signal.pthread_kill(caller, signal.SIGINT)
+        time.sleep(0.3)
+        done.append(part)
+
+    with pytest.raises(KeyboardInterrupt):
+        list(two.run(work, [0, 1]))
+    assert sorted(done) == [0, 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tunestack.methods import lowrank
+from tunestack.methods.ia3 import InputScale
 from tunestack.methods.lowrank import LoraPart
 from tunestack.methods.sites import Host, Span, keep_mask
 
@@ -169,3 +171,87 @@ def test_forwards_that_are_computed_again_give_the_same(company: int) -> None:
     again = checkpoint(host.model, checkpoint(host.model, x, use_reentrant=False), use_reentrant=False)
     for one, other in zip(gradients(again, x, everything), plain, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_company_that_changes_an_input_leaves_a_slot_its_mask(order: tuple[int, int]) -> None:
+    slots = companies()[0]
+    x = torch.randn(2 * ROWS, TOKENS, WIDTH, generator=torch.Generator().manual_seed(1))
+    host = host_with(slots)
+    scale = InputScale(WIDTH)
+    nn.init.constant_(scale.scale, 3.0)
+    host.place("v", 1, scale)
+    host.rows.set(spans(*order))
+    own = slice(order.index(0) * ROWS, order.index(0) * ROWS + ROWS)
+    many = host.model(x)[own]
+    host = host_with(slots)
+    host.rows.set(spans(0))
+    torch.testing.assert_close(host.model(x[own]), many)
+
+
+def test_a_mask_is_shared_however_the_input_lies_in_memory() -> None:
+    host = host_with(companies()[0])
+    x = torch.randn(TOKENS, ROWS, WIDTH, generator=torch.Generator().manual_seed(1)).transpose(0, 1)
+    assert not x.is_contiguous()
+    found = []
+    for given in (x, x.contiguous()):
+        host.rows.set(spans(0))
+        host.modules["q"](given)
+        found.append(host.modules["v"](given))
+    torch.testing.assert_close(*found)
+
+
+class Reader(nn.Module):
+    """Reads what all blocks read, as the decoder of an encoder-decoder does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+
+    def forward(self, x: Tensor, common: Tensor) -> Tensor:
+        """[rows, tokens, width] both."""
+        y: Tensor = x + torch.tanh(self.q(x)) * self.k(common) * self.v(common)
+        return y
+
+
+class Readers(nn.Module):
+    """Two of them, whose activations are kept or computed again."""
+
+    def __init__(self, again: bool) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Reader(), Reader()])
+        self.again = again
+
+    def forward(self, common: Tensor) -> Tensor:
+        """[rows, tokens, width]."""
+        x = torch.zeros_like(common)
+        for block in self.blocks:
+            x = checkpoint(block, x, common, use_reentrant=False) if self.again else block(x, common)
+        return x
+
+
+@pytest.mark.parametrize("names", ["kv", "qv", "qkv"])
+def test_blocks_are_computed_again_in_any_thread(names: str) -> None:
+    """Where there is an accelerator, autograd has a thread of its own for it."""
+    everything = {
+        f"blocks.{block}.{name}": part(10 * block + place, 2, 0.4)
+        for block in range(2)
+        for place, name in enumerate(names)
+    }
+    x = torch.randn(ROWS, TOKENS, WIDTH, requires_grad=True)
+    found = []
+    for again, threads in ((False, 0), (True, 0), (True, 1)):
+        torch.manual_seed(0)
+        host = Host(Readers(again))
+        for name, its in everything.items():
+            host.place(name, 0, its)
+        host.rows.set(spans(0))
+        y = host.model(x)
+        if threads:
+            with ThreadPoolExecutor(1) as pool:
+                found.append(pool.submit(gradients, y, x, everything).result())
+        else:
+            found.append(gradients(y, x, everything))
+    for own in found[1:]:
+        for one, other in zip(own, found[0], strict=True):
+            torch.testing.assert_close(one, other)

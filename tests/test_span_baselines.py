@@ -221,6 +221,8 @@ def test_a_probe_refuses_other_bases(tmp_path: Path) -> None:
             "It is 3.5 m, i.e. much.", "12 saw it?", "(Yes!)", "“No.”", "He left…",
         ]),
         ("a title\n\n a line \r\nan end.", ["a title", "a line", "an end."]),
+        ("It ended.\n  then more. \n and more", ["It ended.", "then more.", "and more"]),
+        ("他用。mac！ok", ["他用。", "mac！", "ok"]),
         ("他来了。她走了！谁？", ["他来了。", "她走了！", "谁？"]),
         ("यह है। वह था।", ["यह है।", "वह था।"]),
         ("Dr. Who came.", ["Dr.", "Who came."]),  # abbreviations end a sentence

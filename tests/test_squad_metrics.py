@@ -240,3 +240,11 @@ def test_normal_forms() -> None:
     assert normal("  The   Theatre, an other!") == "theatre other"
     assert normal("a") == ""
     assert normal("“Quotes” stay") == "“quotes” stay"  # no ASCII punctuation
+
+
+@pytest.mark.parametrize("margins", [[-0.5, -0.3, np.inf], [np.inf, np.inf, np.inf]])
+def test_a_threshold_is_a_number_where_a_question_has_no_span(margins: list[float]) -> None:
+    has = np.asarray([True, True, False])
+    threshold = squad.best_threshold(np.asarray(margins), np.asarray([1.0, 1.0, 0.0]), has)
+    assert np.isfinite(threshold)
+    assert (np.asarray(margins) <= threshold).tolist() == np.isfinite(margins).tolist()

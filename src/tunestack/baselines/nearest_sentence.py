@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tunestack.bases import Base
 
-_END = re.compile(r"""[.!?…]["'”’»)\]]*\s+|[。！？।]["”’」』）]*|[\r\n]+""")
+_END = re.compile(r"""[.!?…]["'”’»)\]]*[^\S\r\n]+|[。！？।]["”’」』）]*|[\r\n]+""")
 
 
 class NearestSentenceOptions(TermOptions):
@@ -44,7 +44,7 @@ def sentences(context: str) -> list[Span]:
     ends = [
         found.end()
         for found in _END.finditer(context)
-        if found[0][-1] in "\r\n" or not context[found.end() : found.end() + 1].islower()
+        if found[0][0] not in ".!?…" or not context[found.end() : found.end() + 1].islower()
     ]
     spans = []
     for start, end in zip([0, *ends], [*ends, len(context)]):

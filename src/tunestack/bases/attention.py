@@ -190,6 +190,9 @@ def short_attention(
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    if torch.is_autocast_enabled(query.device.type):  # rotated queries and keys are wider than values
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     batch, heads = query.shape[:2]
     mask = attention_mask
     if mask is not None and mask.shape[0] != batch:

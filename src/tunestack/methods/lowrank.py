@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from tunestack.methods.sites import Member, Part, draw_mask
+from tunestack.methods.sites import Member, Part, draw_mask, given
 
 
 class LoraPart(Part):
@@ -43,7 +43,7 @@ class LoraPart(Part):
     def after(cls, x: Tensor, y: Tensor, members: Sequence[Member]) -> Tensor:
         """Add every slot's update to its own rows of y, in place."""
         weights = [weight for member in members for weight in (member.part.A, member.part.B)]
-        rows = _dropped(x.contiguous(), members)
+        rows = _dropped(x, members).contiguous()
         updated: Tensor = _AddUpdates.apply(y.contiguous(), rows, members, *weights)  # type: ignore[no-untyped-call]
         return updated
 
@@ -143,10 +143,12 @@ def _scalings(group: Sequence[Member], device: torch.device) -> Tensor | float:
 class _Seen:
     """What dropout made of a module's input, for the modules after it that read the same one.
 
-    first: the site where each slot met it. whose: whom `dropped` was made for.
+    first: the site where each slot met it. begun: the same within each of the modules that hold sites. whose:
+    whom `dropped` was made for.
     """
 
     first: dict[int, str] = field(default_factory=dict)
+    begun: dict[tuple[int, str], str] = field(default_factory=dict)
     whose: list[tuple[object, ...]] = field(default_factory=list)
     dropped: Tensor | None = None
 
@@ -179,14 +181,18 @@ def _dropped(x: Tensor, members: Sequence[Member]) -> Tensor:
     wet = [member for member in members if drops(member)]
     if not wet:
         return x
-    seen = _seen.setdefault(x, _Seen())
+    own = given(x)
+    seen = _seen.setdefault(own, _Seen())
     _latest.turn_to(seen)
+    holder = wet[0].site.rpartition(".")[0]
     sites = [seen.first.setdefault(member.span.slot, member.site) for member in wet]
     whose: list[tuple[object, ...]] = [
-        (x._version, site, m.span, m.part.p) for site, m in zip(sites, wet, strict=True)
+        (x is own, x._version, holder, site, m.span, m.part.p) for site, m in zip(sites, wet, strict=True)
     ]
-    # A slot's first site begins anew: a forward that is computed again must save as many tensors.
-    begins = any(site == member.site for site, member in zip(sites, wet, strict=True))
+    # Each holder's first site begins anew: a block that is computed again must save as many tensors, whatever
+    # another block, or thread, has left.
+    begun = [seen.begun.setdefault((member.span.slot, holder), member.site) for member in wet]
+    begins = any(site == member.site for site, member in zip(begun, wet, strict=True))
     if begins or seen.dropped is None or seen.whose != whose:
         keep, done = torch.empty_like(x), 0
         for site, member in zip(sites, wet, strict=True):

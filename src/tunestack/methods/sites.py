@@ -11,12 +11,13 @@ import copy
 import hashlib
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 from transformers import PreTrainedTokenizerBase
 
 from tunestack.bases.quantised import dequantised_inside
@@ -43,34 +44,46 @@ class Span:
     leading: int = 0
 
 
-class Rows(threading.local):
-    """Which rows of the present batch belong to which slot, and how many tokens each has; set before every
-    forward. Each thread has a batch of its own.
+@dataclass(frozen=True)
+class _Batch:
+    """Whose the rows of a batch are. packed: the same where every token is a row of its own."""
 
-    packed: the same where every token is a row of its own.
+    spans: tuple[Span, ...] = ()
+    packed: tuple[Span, ...] = ()
+    tokens: int = 0
+
+
+class Rows:
+    """Which rows of the present batch belong to which slot, and how many tokens each has; set before every
+    forward. Each thread has a batch of its own. One that never had any works for whoever had the last: on an
+    accelerator, autograd's own thread computes forwards again.
     """
 
     def __init__(self) -> None:
-        self.spans: tuple[Span, ...] = ()
-        self.packed: tuple[Span, ...] = ()
-        self.tokens = 0
+        self._threads = threading.local()
+        self._last = _Batch()
+
+    @property
+    def _batch(self) -> _Batch:
+        batch: _Batch = getattr(self._threads, "batch", self._last)
+        return batch
 
     def set(self, spans: Iterable[Span], tokens: int = 0, starts: Sequence[int] | None = None) -> None:
         """Say whose rows come next. starts: where each row's tokens begin when they stand one after the
         other, and at last their number; None where they never do.
         """
-        self.spans = tuple(spans)
-        self.tokens = tokens
-        self.packed = ()
+        own = tuple(spans)
+        packed: tuple[Span, ...] = ()
         if starts is not None:
-            self.packed = tuple(
-                replace(span, start=starts[span.start], stop=starts[span.stop], lengths={})
-                for span in self.spans
+            packed = tuple(
+                replace(span, start=starts[span.start], stop=starts[span.stop], lengths={}) for span in own
             )
+        self._threads.batch = self._last = _Batch(own, packed, tokens)
 
     def of(self, x: Tensor) -> tuple[Span, ...]:
         """Whose the rows of a module's input are."""
-        return self.packed if self.packed and x.shape[0] == self.packed[-1].stop else self.spans
+        batch = self._batch
+        return batch.packed if batch.packed and x.shape[0] == batch.packed[-1].stop else batch.spans
 
     def members(
         self, parts: Mapping[int, Sequence[Part]], site: str, spans: Sequence[Span] | None = None
@@ -80,7 +93,7 @@ class Rows(threading.local):
         spans: as `of` says; None for the rows of the padded batch.
         """
         kinds: dict[type[Part], list[Member]] = {}
-        for span in self.spans if spans is None else spans:
+        for span in self._batch.spans if spans is None else spans:
             for part in parts.get(span.slot, ()):
                 kinds.setdefault(type(part), []).append(Member(part, span, site))
         # Not in the order of the slots: what a slot's own parts find must not depend on its company.
@@ -88,7 +101,7 @@ class Rows(threading.local):
 
     def shared(self, x: Tensor, rows: int) -> bool:
         """Whether a module's input is one for all rows: neither an entry a row nor one a row and token."""
-        return x.is_floating_point() and x.shape[0] not in (rows, rows * self.tokens)
+        return x.is_floating_point() and x.shape[0] not in (rows, rows * self._batch.tokens)
 
 
 def dropout(x: Tensor, p: float, span: Span, site: str) -> Tensor:
@@ -216,16 +229,29 @@ class Site:
                 kind: [replace(m, span=replace(m.span, start=0, stop=rows, lengths={})) for m in members]
                 for kind, members in kinds.items()
             }
-        shape = x.shape
+        shape, called = x.shape, x
         x = _by_rows(x, rows)
         for kind, members in kinds.items():
             x = kind.before(x, members)
+        if x is not called:
+            _given[x] = TensorWeakRef(called)
         # Where every slot brings a module of its own, the base's is not needed.
         whole = replaced and replaced == len(spans)
         y = x if whole else _by_rows(self.original(_as_before(x, shape), *args, **kwargs), rows)
         for kind, members in kinds.items():
             y = kind.after(x, y, members)
         return _as_before(y, shape)
+
+
+_given: MutableMapping[Tensor, TensorWeakRef] = WeakTensorKeyDictionary()
+
+
+def given(x: Tensor) -> Tensor:
+    """What a module was called with, where `x` is what parts have it read: company that changes its own rows
+    of an input does not make it another one for the others.
+    """
+    before = _given[x]() if x in _given else None
+    return x if before is None else before
 
 
 def _by_rows(x: Tensor, rows: int) -> Tensor:

@@ -62,14 +62,18 @@ class Lanes:
     def run(self, function: Callable[[T], R], parts: Sequence[T]) -> Iterator[Future[R]]:
         """The function of every part, each in a lane; when all are done, their futures in order.
 
-        One part alone runs in the caller's own thread, and has all cores.
+        One part alone runs in the caller's own thread, and has all cores. An interruption waits for the
+        others, for what they change is whole only when they are done.
         """
         if len(parts) == 1:
             futures = [_now(function, parts[0])]
         else:
             threads = _threads(self.count, torch.get_num_threads())
             futures = [threads.submit(function, part) for part in parts]
-        wait(futures)
+        try:
+            wait(futures)
+        finally:
+            wait(futures)
         yield from futures
 
 

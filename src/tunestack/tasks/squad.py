@@ -66,8 +66,10 @@ def best_threshold(margins: FloatArray, scores: FloatArray, has_answer: NDArray[
     The search of the official script: from the surest span on, each answered question adds its score, or
     takes 1 away where none was to be answered. The threshold lies in the middle between the last margin below
     it and the first above it, where the script names the one below: as good on these examples, and it does
-    not hang on rounding. Equal margins stay together.
+    not hang on rounding. Equal margins stay together; it is finite where margins are not, for want of a span.
     """
+    known = margins[np.isfinite(margins)]
+    margins = np.where(np.isfinite(margins), margins, known.max(initial=0.0) + 1)
     order = np.argsort(margins, kind="stable")
     gains = np.where(has_answer, scores, -1.0)[order]
     sums = np.append(0.0, np.cumsum(gains))  # of answering none, the surest one, the two surest, ...
