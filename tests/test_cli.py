@@ -258,7 +258,9 @@ def test_flags_alone_make_a_sweep(cli: Any, tiny_data: Path, tmp_path: Path) -> 
     assert again.config["measure_costs"] is True
 
 
-@pytest.mark.parametrize("given", [{"base": "BASE"}, {"base": {"model": "BASE", "gradient_checkpointing": True}}, {}])
+@pytest.mark.parametrize(
+    "given", [{"base": "BASE"}, {"base": {"model": "BASE", "gradient_checkpointing": True}}, {}]
+)
 def test_flags_of_a_sweeps_base(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any]
 ) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from sklearn import metrics as sk
 
 import fresh
@@ -254,6 +255,21 @@ def test_a_candidate_that_fails_does_not_stop_the_others(tiny_data: Path, tmp_pa
     assert "lower the learning rate" in (tmp_path / "run" / "leaderboard.md").read_text(encoding="utf-8")
     again = runs.compare(values, events.append)  # what failed once fails again: it is not repeated
     assert runs.scores(again) == runs.scores(results)
+
+
+def test_a_probe_of_a_base_that_computes_no_numbers_fails_alone(tiny_data: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_data / "saved-bert", tmp_path / "base"))
+    weights = load_file(folder / "model.safetensors")
+    broken = next(name for name in weights if name.endswith("LayerNorm.weight"))
+    save_file(
+        {**weights, broken: weights[broken] * torch.nan}, folder / "model.safetensors", {"format": "pt"}
+    )
+    values = runs.settings(
+        tiny_data, bases=[str(folder)], methods=["linear-probe", "tfidf"], output=str(tmp_path / "run")
+    )
+    probe, words = runs.compare(values).candidates
+    assert "hidden states that are numbers" in str(probe.seeds[0].failure)
+    assert words.validation is not None
 
 
 # Python

@@ -73,7 +73,7 @@ class Encoder:
         """The last hidden state of all tokens of these rows, by batches of rows alike in length.
 
         Yields which rows, their states [rows, tokens, width] fp32, and which tokens are theirs [rows,
-        tokens].
+        tokens]. Raises UserError where a state of theirs is no number.
         """
         import torch
 
@@ -88,4 +88,8 @@ class Encoder:
             batch = {name: tensor.to(base.device) for name, tensor in batch.items()}
             with torch.inference_mode():
                 hidden = self.model(**batch).last_hidden_state.float()
-            yield rows[places], hidden, batch["attention_mask"].to(hidden.device).bool()
+            own = batch["attention_mask"].to(hidden.device).bool()
+            if not torch.isfinite(hidden[own]).all():
+                found, fix = "some that are not", "Let the base compute in float32: `dtype: float32`."
+                raise UserError(Problem(base.name, "hidden states that are numbers", found, fix))
+            yield rows[places], hidden, own

@@ -94,7 +94,7 @@ def compare(
         list[str] | None,
         typer.Option(
             "--method",
-            help="A method or a baseline, as `tunestack methods` lists them, in place of CONFIG.yaml's; repeat.",
+            help="Of `tunestack methods`, or a baseline, in place of those of CONFIG.yaml; repeat.",
             show_default=False,
         ),
     ] = None,

@@ -60,7 +60,9 @@ def sweep(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            "--method", help="A method, in place of CONFIG.yaml's; with several, which one is searched too; repeat.", show_default=False
+            "--method",
+            help="A method, in place of CONFIG.yaml's; with several, which one is searched too; repeat.",
+            show_default=False,
         ),
     ] = None,
     search: Annotated[

@@ -97,7 +97,6 @@ class RunFolder:
         decided: settings of the task that validation decided.
         """
         config, data = self.plan.config, self.plan.config.data
-        training = candidate.training if isinstance(candidate, MethodCandidate) else config.training
         base = self.plan.bases[candidate.base].settings if candidate.base else None
         Description(
             kind=candidate.kind,
@@ -108,7 +107,7 @@ class RunFolder:
             text=data.text,
             text_pair=data.text_pair,
             columns=data.columns,
-            max_length=training.max_length,
+            max_length=candidate.max_length or config.training.max_length,
         ).save(folder)
 
     def finish(

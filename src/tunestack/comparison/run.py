@@ -80,15 +80,15 @@ def _run_baseline(candidate: BaselineCandidate, plan: Plan, folder: RunFolder, t
         return
     notify(Event("started", key))
     base = plan.bases[candidate.base] if candidate.base else None
+    task, splits = plan.task, plan.data.splits()
     try:
-        fitted = candidate.baseline.fit(plan.task, plan.data.train, candidate.options, base)
-    except UserError as error:  # the data does not suit this one: the others go on
+        fitted = candidate.baseline.fit(task, splits["train"], candidate.options, base)
+        given = {name: fitted.answers(task, split) for name, split in splits.items() if name != "train"}
+    except UserError as error:  # data or base do not suit this one: the others go on
         result = SeedResult(seed=BASELINE_SEED, failure=str(error))
         tracking.finished(key, folder.finish(candidate.name, result, {}, checkpoint=None))
         notify(Event("failed", key, message=str(error)))
         return
-    task, splits = plan.task, plan.data.splits()
-    given = {name: fitted.answers(task, split) for name, split in splits.items() if name != "train"}
     decided = task.decide(splits["validation"], given["validation"], plan.config.metric)
     answers = {name: task.decided(own, decided) for name, own in given.items()}
     path = folder.adapter_folder(candidate.name, BASELINE_SEED)
@@ -268,10 +268,8 @@ def _cut_texts(plan: Plan) -> list[str]:
     """Sentences on texts that are longer than candidates read them."""
     limits: dict[tuple[str, int], list[str]] = {}
     for candidate in plan.candidates:
-        if isinstance(candidate, MethodCandidate):
-            limit = plan.bases[candidate.base].room_for_text(
-                candidate.training.max_length, candidate.positions
-            )
+        if candidate.base is not None and candidate.max_length is not None:
+            limit = plan.bases[candidate.base].room_for_text(candidate.max_length, candidate.positions)
             limits.setdefault((candidate.base, limit), []).append(candidate.name)
     sentences = []
     for (name, limit), names in limits.items():
