@@ -426,13 +426,19 @@ def test_the_card_names_bases_and_data_of_the_hub(run: Path, tmp_path: Path) -> 
         assert "/some/where" not in card.content
 
 
-def test_a_baseline_is_copied_and_says_what_it_is(run: Path, tmp_path: Path) -> None:
+def test_a_baseline_is_copied_and_says_what_it_is(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("tfidf", "linear-probe"):
         out = export_candidate(run, tmp_path / name, candidate=name)
         card = ModelCard.load(out / "README.md")
         assert card.data.library_name == "tunestack"
         assert f"A baseline, `{name}`" in card.text
         np.testing.assert_array_equal(_log_probabilities(out), _log_probabilities(_saved(run, name, 0)))
+        monkeypatch.chdir(out)
+        capsys.readouterr()
+        exec(card.text.partition("```python\n")[2].partition("```")[0], {})
+        assert capsys.readouterr().out.strip() == str(tunestack.load(out).predict(["A text"]))
 
 
 # The Hub, in processes of their own: its address is read once, when the client is imported

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from tunestack.comparison.statistics import summarize
 from tunestack.data.squad import ANSWERABLE
@@ -225,6 +226,18 @@ def test_statistics_give_the_scores_of_every_seed(names: tuple[str, ...]) -> Non
     for name, summary in summaries.items():
         assert summary.mean == pytest.approx(np.mean([own[name] for own in expected]), abs=1e-6)
         assert summary.interval.low < summary.mean < summary.interval.high
+
+
+def test_what_none_got_right_rests_on_the_questions_of_its_part() -> None:
+    """Clopper and Pearson's interval of 0 of 13 and of 6 of 6."""
+    task = QuestionAnswering(ANSWERABLE)
+    split = {"context": ["a b"] * 19, "answer_texts": [["b"]] * 13 + [[]] * 6}
+    never = np.tile([0.0, 1.0, -1.0, 0.0], (19, 1))
+    found = summarize(task.answers(split, never[None]), resamples=50)
+    for name, right, count in (("has_answer_f1", 0, 13), ("no_answer_exact_match", 6, 6)):
+        wanted = binomtest(right, count).proportion_ci(method="exact")
+        interval = found[name].interval
+        assert (interval.low, interval.high) == pytest.approx((wanted.low, wanted.high))
 
 
 def test_a_part_without_questions_has_no_metrics() -> None:

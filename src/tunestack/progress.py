@@ -106,7 +106,8 @@ class Display:
         match event.kind:
             case "started":
                 self._note = ""
-                self._rows[event.key] = _Row(event.key, time.monotonic(), event.step, event.step, event.steps)
+                now, at = time.monotonic(), event.step
+                self._rows[event.key] = _Row(event.key, now, at, at, event.steps, event.epoch)
                 how = f"goes on at epoch {event.epoch:.3g}" if event.step else "started"
                 self._line(f"{event.key}: {how}")
             case "step" if row:

@@ -290,8 +290,7 @@ def _inside_range(
     if not 0 < place < 1:
         # Resampling a perfect answer sees no variance. If a share p of n answers were wrong, all would look
         # right with probability (1 - p)^n: Clopper-Pearson's bound. F1 and its kin rest on a class's rows.
-        n = answers.examples if metric.per_example else answers.support
-        reach = (1 - (alpha / 2) ** (1 / n)) * whole
+        reach = (1 - (alpha / 2) ** (1 / answers.behind(metric))) * whole
         return max(mean - reach, lowest), min(mean + reach, metric.highest)
     spread = error.standard / whole / (place * (1 - place))
     ends = special.expit(special.logit(place) + np.array([-1, 1]) * error.quantile(alpha) * spread)

@@ -104,13 +104,15 @@ def _task(shipment: Shipment) -> Task:
 
 
 def _usage(task: Task, shipment: Shipment, folder: Path) -> dict[str, Any]:
-    """What loads the model in the folder, and what a reader does with it; nothing of a baseline."""
+    """What loads the model in the folder, and what a reader does with it."""
     from transformers import PretrainedConfig
 
-    if shipment.kind == "baseline":
-        return {}
+    from tunestack.tasks.base import literal
+
     description = shipment.description
     columns = list(task.input_columns(description.text, description.text_pair, description.columns))
+    if shipment.kind == "baseline":
+        return {"example": ", ".join(literal([task.example[name]]) for name in columns)}
     config = PretrainedConfig(is_encoder_decoder=_is_encoder_decoder(shipment, folder))
     return {
         "auto_class": task.auto_class_for(config).__name__,

@@ -46,6 +46,10 @@ class Answers(ABC):
         """How many examples a metric that looks at parts of the data rests on, at the least."""
         return self.examples
 
+    def behind(self, metric: Metric) -> int:
+        """How many examples a metric rests on, at the least."""
+        return self.examples if metric.per_example else self.support
+
     @abstractmethod
     def joined(self, others: Sequence[Self]) -> Self:
         """These seeds and those of others, in order. Raises ValueError for answers to other examples."""
@@ -147,7 +151,8 @@ class Table(Answers):
     """Answers by what each adds to the sums of which the metrics are functions.
 
     table: ``[seeds, n, k]``. known: the metrics; their `from_counts` takes sums ``[..., k]``.
-    whole: whether an answer is right as a whole, ``[seeds, n]``. scarcest: `Answers.support`.
+    whole: whether an answer is right as a whole, ``[seeds, n]``. scarcest: `Answers.support`. parts: of the
+    metrics that are about a part of the examples alone, how many these are.
     values: gold and answered numbers, ``[n]`` and ``[seeds, n]``, for metrics of ranks.
     """
 
@@ -156,6 +161,7 @@ class Table(Answers):
     whole: NDArray[np.bool_]
     scarcest: int | None = None
     values: tuple[FloatArray, FloatArray] | None = field(default=None)
+    parts: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
@@ -172,6 +178,10 @@ class Table(Answers):
         """How many examples the scarcest part has."""
         return self.examples if self.scarcest is None else self.scarcest
 
+    def behind(self, metric: Metric) -> int:
+        """How many examples a metric rests on, at the least."""
+        return self.parts.get(metric.name, super().behind(metric))
+
     def joined(self, others: Sequence[Self]) -> Self:
         """These seeds and those of others, in order."""
         every = [self, *others]
@@ -184,6 +194,7 @@ class Table(Answers):
             np.concatenate([one.whole for one in every]),
             self.scarcest,
             (values[0][0], np.concatenate([own for _, own in values])) if len(values) == len(every) else None,
+            self.parts,
         )
 
     def informative(self) -> int:

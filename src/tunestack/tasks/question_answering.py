@@ -232,10 +232,12 @@ class QuestionAnswering(Task):
     def answers(self, split: Split, given: NDArray[Any]) -> Table:
         """Exact match and F1 of each example; an answer is right as a whole where it matches exactly."""
         table = np.stack([self._judged(split, own) for own in given])
-        has = _has_answer(split)
-        scarcest = int(min(has.sum(), (~has).sum())) if self.unanswerable else None
+        has, defined = _has_answer(split), self.defined(split)
+        counts = {"has_answer": int(has.sum()), "no_answer": int((~has).sum())}
+        scarcest = min(counts.values()) if self.unanswerable else None
+        parts = {name: n for name in defined for part, n in counts.items() if name.startswith(part)}
         right = table[..., squad.EXACT] == 1
-        return Table(table.astype(np.float32), self.defined(split), right, scarcest or None)
+        return Table(table.astype(np.float32), defined, right, scarcest or None, parts=parts)
 
     def defined(self, split: Split) -> dict[str, Metric]:
         """The metrics that have examples: those of questions with an answer, and of those without."""
