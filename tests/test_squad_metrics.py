@@ -240,6 +240,14 @@ def test_what_none_got_right_rests_on_the_questions_of_its_part() -> None:
         assert (interval.low, interval.high) == pytest.approx((wanted.low, wanted.high))
 
 
+def test_a_reader_is_told_of_a_candidate_that_never_answers() -> None:
+    task = QuestionAnswering(ANSWERABLE)
+    never, sometimes = {"f1": 0.3, "has_answer_f1": 0.0}, {"f1": 0.3, "has_answer_f1": 0.1}
+    assert task.remarks({"validation": sometimes, "test": sometimes}) == []
+    (told,) = task.remarks({"validation": never, "test": sometimes})
+    assert "on validation: it scores by giving none" in told
+
+
 def test_a_part_without_questions_has_no_metrics() -> None:
     task = QuestionAnswering(ANSWERABLE)
     split, answers = given_answers([row for row in ROWS if row[1]])

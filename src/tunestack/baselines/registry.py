@@ -40,7 +40,7 @@ def find_baseline(name: str, task: Task) -> Baseline:
             name,
             "a method, or a baseline that can do this task",
             f"the task {task.name}; {name} learns {', '.join(learned(name))}",
-            "Leave it out.",
+            f"Leave it out{_instead(task)}.",
         )
     )
 
@@ -53,3 +53,9 @@ def needs_base(name: str) -> bool:
 def learned(name: str) -> list[str]:
     """What the baselines of that name can learn."""
     return sorted(target for baseline in BASELINES[name] for target in baseline.targets)
+
+
+def _instead(task: Task) -> str:
+    """The baselines that do a task, as the end of a sentence."""
+    able = [name for name in BASELINES if task.target in learned(name)]
+    return f", or take {' or '.join(able)}" if able else ""

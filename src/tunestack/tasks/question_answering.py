@@ -267,6 +267,14 @@ class QuestionAnswering(Task):
         has = _has_answer(split)
         return [int(has.sum()), int((~has).sum())] if self.unanswerable else []
 
+    def remarks(self, means: Mapping[str, Mapping[str, float]]) -> list[str]:
+        """Whether all that it scores are questions without an answer."""
+        none = [split for split, own in means.items() if own.get("has_answer_f1") == 0]
+        if not none:
+            return []
+        where = " and ".join(none)
+        return [f"no question that has an answer got a word of it on {where}: it scores by giving none."]
+
     def truth(self, split: Split) -> dict[str, list[Any]]:
         """The first gold answer, empty where there is none, and the question's id."""
         return {
