@@ -98,7 +98,7 @@ class Costs(Record):
     None where the system does not tell.
     adapter_bytes: what is stored on disk for one trained trial, head included, tokenizer files not.
     others_share: of all time of the processors meanwhile, what other programs took; None where the system
-    does not tell. Much of it makes seconds too many and throughput too low.
+    does not tell, or it was over too soon. Much of it makes seconds too many and throughput too low.
     """
 
     train_seconds: float | None = None

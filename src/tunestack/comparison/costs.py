@@ -191,7 +191,7 @@ class _Others:
         self._start = self._now()
 
     def share(self) -> float | None:
-        """Of all their time, idle or not, [0, 1]; None where the system does not tell."""
+        """Of all their time, idle or not, [0, 1]; None where the system does not tell, or not so soon."""
         if self._start is None or (now := self._now()) is None:
             return None
         there, busy, own = (after - before for after, before in zip(now, self._start, strict=True))
