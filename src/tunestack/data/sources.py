@@ -11,7 +11,8 @@ from datasets import ClassLabel, Dataset, List, Value, load_dataset
 
 import tunestack
 from tunestack.config import DataConfig
-from tunestack.data.tables import FORMATS, is_file_name, read_table
+from tunestack.data.readers import FORMATS
+from tunestack.data.tables import is_file_name, read_table
 from tunestack.errors import Problem, Problems, UserError, did_you_mean
 from tunestack.hub import quiet_hub
 

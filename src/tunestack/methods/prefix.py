@@ -25,7 +25,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from tunestack.bases.base import head_modules
 from tunestack.bases.layout import LAYOUTS
 from tunestack.errors import Problem, Problems, UserError
-from tunestack.methods.attention_sites import OTHERS, KeyValueSizes, Prefixes, Way, find_way
+from tunestack.methods.attention_sites import Way, find_way
 from tunestack.methods.base import (
     PROMPT_PREFIX,
     Adapter,
@@ -34,6 +34,7 @@ from tunestack.methods.base import (
     check_whole_modules,
     decays,
 )
+from tunestack.methods.prefixes import OTHERS, KeyValueSizes, Prefixes
 from tunestack.methods.prompt import SHORTEST_TEXT
 from tunestack.methods.sites import Host, Member, Part, stable_hash
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from tunestack.data.readers import FORMATS
 from tunestack.data.sources import SPLIT_NAMES
-from tunestack.data.tables import FORMATS, iter_rows
+from tunestack.data.tables import iter_rows
 from tunestack.errors import Problem, Problems, UserError
 from tunestack.suites.base import Member, Score, Suite
 
