@@ -352,7 +352,7 @@ def test_sentence_pairs_and_three_classes_go_all_the_way(tiny_data: Path, tmp_pa
         found = predictor.predict_proba(data["text"].tolist(), data["second"].tolist())
         stored = frame[[f"prob_{name}" for name in predictor.label_names]].to_numpy()
         np.testing.assert_allclose(found, stored, atol=1e-6)
-        with pytest.raises(UserError, match="24 second texts, found none"):
+        with pytest.raises(UserError, match="24 texts of the column"):
             predictor.predict(data["text"].tolist())
 
 

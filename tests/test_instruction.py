@@ -475,7 +475,7 @@ def test_a_saved_adapter_answers_new_instructions(compared: tuple[Path, Any], tm
     bare = pd.read_csv(tmp_path / "bare.csv", dtype=str, keep_default_na=False)
     assert bare["prediction"].tolist() == predictor.predict(columns["instruction"])
     (problem,) = refused(lambda: predictor.predict(["1?"], ["a", "b"]))
-    assert (problem.expected, problem.found) == ("1 second texts", "2")
+    assert (problem.expected, problem.found) == ("1 texts of the column input", "2")
 
 
 # LLM-Adapters' own files

@@ -277,7 +277,7 @@ def test_what_cannot_be_predicted_is_refused(compared: Path) -> None:
         predictor.predict(["Q?", "R?"], ["Q abc", " "])
     with pytest.raises(UserError, match="question 0: expected a question that leaves room"):
         predictor.predict(["Q" * 60], ["Q abc"])
-    with pytest.raises(UserError, match="1 second texts"):
+    with pytest.raises(UserError, match="1 texts of the column context, found none"):
         predictor.predict(["Q?"])
     with pytest.raises(UserError, match="a probability"):
         predictor.predict_proba(["Q?"], ["Q abc"])

@@ -238,7 +238,7 @@ def test_the_best_are_confirmed_with_several_seeds_and_only_then_tested(
     searched = choose(tmp_path / "run", best[1], 0)
     assert searched.folder == tmp_path / "run/candidates" / best[1] / "seed-0/adapter"
     page = (tmp_path / "run/report.html").read_text()
-    assert "tunestack predict confirmed texts.csv" in page
+    assert "tunestack predict confirmed new.csv" in page
 
     events: list[Event] = []
     more = sweep({**values, "trials": 7, "confirm": 3, "seeds": [4, 5]}, events)
@@ -289,7 +289,7 @@ def test_where_nothing_could_be_confirmed_the_best_of_the_sweep_is_used(
     assert "confirmed/report.html says why" in results.verdict.sentence
     own = tmp_path / "run/candidates" / results.verdict.ship / "seed-0/adapter"
     page = (tmp_path / "run/report.html").read_text()
-    assert f"tunestack predict {own.relative_to(tmp_path / 'run')} texts.csv" in page
+    assert f"tunestack predict {own.relative_to(tmp_path / 'run')} new.csv" in page
     assert choose(tmp_path / "run").folder == own
     # Also where an earlier version wrote the name of that folder.
     search = results.search.model_copy(update={"confirmed": "confirmed"})

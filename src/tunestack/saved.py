@@ -42,7 +42,7 @@ class Predictor(ABC):
     def predict_proba(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> FloatArray:
         """Probabilities [texts, classes], classes in the order of `label_names`.
 
-        pairs: the second texts, for a candidate that was trained on sentence pairs. Raises UserError where
+        pairs: the second texts, for a candidate that was trained on two columns. Raises UserError where
         they are missing, or too many, and for a task that has no probabilities.
         """
         if not self.task.gives_probabilities:
@@ -100,12 +100,12 @@ class Predictor(ABC):
         wanted = len(texts) if len(names) > 1 else None
         found = None if pairs is None else len(pairs)
         if wanted != found and not problems:
-            single = "none: it was trained on single texts"
+            single = f"none: it was trained on the column {names[0]} alone"
             problems.add(
                 "pairs",
-                expected=single if wanted is None else f"{wanted} second texts",
+                expected=single if wanted is None else f"{wanted} texts of the column {names[-1]}",
                 found="none" if found is None else str(found),
-                fix="Give `pairs` to what was trained on sentence pairs, and to nothing else.",
+                fix="Leave `pairs` out." if wanted is None else f"Give one `{names[-1]}` a text, as `pairs`.",
             )
         problems.raise_if_any()
         return dict(zip(names, (texts, pairs)))

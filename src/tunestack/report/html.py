@@ -201,7 +201,7 @@ def _predict_command(shipped: Entry | None, results: Results) -> str | None:
     if seed is None or seed.adapter_path is None:
         return None
     again = results.search.confirmed if results.search else None
-    return f"tunestack predict {shlex.quote(again or seed.adapter_path)} texts.csv --out predictions.csv"
+    return f"tunestack predict {shlex.quote(again or seed.adapter_path)} new.csv --out predictions.csv"
 
 
 def _label_bars(results: Results) -> list[dict[str, Any]]:
