@@ -401,8 +401,9 @@ def test_a_pruned_trial_ends_where_it_is_and_leaves_no_trace(tmp_path: Path) -> 
             asked.append((trial.key, [event.key for event in events if event.kind in ("finished", "pruned")]))
             yield trial
 
-    def prune(trial: Trial, point: CurvePoint, ends: bool) -> bool:
+    def prune(trial: Trial, point: CurvePoint, evaluations: int, ends: bool) -> bool:
         assert ends == (point.epoch == 3)
+        assert evaluations == point.epoch
         return ends or (trial.key == "b" and point.epoch >= 1)
 
     outcomes = {}

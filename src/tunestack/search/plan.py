@@ -57,12 +57,14 @@ class SweepPlan:
         nothing that a sampler could learn from, nor a pruner that looks at those that have ended. None: any
         number.
         """
-        config, space = self.config, self.space
-        samples = config.sampler in LEARNING and not space.listed
-        prunes = config.pruner in WAITING and space.most_evaluations > 1
-        if not samples and not prunes:
-            return None
-        return max(FIRST, math.ceil(min(config.trials, space.size or config.trials) / ROUNDS))
+        return self.most_in_hand if learns(self.space) else None
+
+    @property
+    def most_in_hand(self) -> int:
+        """How many trials a process may have taken and not ended where some of them wait, because they cannot
+        share the base: what they wait for could be learned from, or be trained by another process.
+        """
+        return _round(self.space)
 
     def candidate(self, suggestion: Suggestion, name: str) -> MethodCandidate:
         """A suggestion as a candidate of that name. Raises UserError for values that do not go together."""
@@ -114,6 +116,17 @@ def with_method_defaults(config: SweepConfig) -> SweepConfig:
     return config.model_copy(update={"methods": entries})
 
 
+def learns(space: Space) -> bool:
+    """Whether a sampler or a pruner learns from trials that have ended."""
+    samples = space.config.sampler in LEARNING and not space.listed
+    return samples or (space.config.pruner in WAITING and space.most_evaluations > 1)
+
+
+def _round(space: Space) -> int:
+    """How many trials train at once where somebody learns from those that have ended."""
+    return max(FIRST, math.ceil(min(space.config.trials, space.size or space.config.trials) / ROUNDS))
+
+
 def notes(space: Space) -> tuple[str, ...]:
     """What a user should know of a sweep that will do less than its settings say."""
     config, size = space.config, space.size
@@ -124,6 +137,14 @@ def notes(space: Space) -> tuple[str, ...]:
         found.append(f"{config.trials} of the {size} points of the grid are tried, chosen at random.")
     if config.pruner != "none" and space.most_evaluations == 1:
         found.append("Trials are evaluated once, at their end: none can be stopped early.")
+    if config.slots is not None and config.slots > _round(space) and learns(space):
+        who = config.sampler if config.sampler in LEARNING and not space.listed else f"the {config.pruner}"
+        found.append(
+            f"With {config.slots} slots, {who} knows little: many trials begin before any has ended. Of "
+            f"{config.trials} trials, {_round(space)} at once leave it more to learn from."
+        )
+    if size is not None and config.confirm > size:
+        found.append(f"The space has {size} points: {size} are confirmed in place of {config.confirm}.")
     return tuple(found)
 
 

@@ -250,27 +250,41 @@ class _Sweep:
     began: dict[str, float] = field(default_factory=dict)
 
     def train(self) -> None:
-        """Train until the study has no more trials."""
+        """Train until the study has no more trials, nor those of processes that were killed meanwhile."""
         self._count()
         data = self.plan.data
         splits = {"train": data.train, "validation": data.validation}
         work = Workload(self.plan.base, self.plan.task, splits, self.plan.config.metric)
-        config = self.plan.config
+        while self._round(work):
+            pass
+
+    def _round(self, work: Workload) -> bool:
+        """Train what there is, until what was put aside has had its turn; whether there was anything."""
         outcomes = train(
             work,
             self.trials(),
-            config.slots,
+            self.plan.config.slots,
             self.told,
             self.folder.checkpoints,
             self.prune,
             self.plan.most_slots,
         )
+        worked = False
         for outcome in outcomes:
             self.finish(outcome)
+            worked = True
+        return worked
+
+    def _waits(self) -> bool:
+        """Whether trials that cannot share the base come first now: nothing else trains, or they have waited
+        long enough. What is asked for before they end knows nothing of them, and nobody else can train them.
+        """
+        alone = sum(not candidate.method.stacks for _, candidate in self.running.values())
+        return alone > 0 and (alone == len(self.running) or len(self.running) >= self.plan.most_in_hand)
 
     def trials(self) -> Iterator[Trial]:
-        """What the study suggests, as long as it does."""
-        while (suggestion := self.study.ask()) is not None:
+        """What the study suggests, as long as it does and nothing has to be trained before."""
+        while not self._waits() and (suggestion := self.study.ask()) is not None:
             name = name_of(suggestion.number)
             known = self.folder.finished(name, self.plan.config.seed)
             if known is not None:  # killed between writing and telling
@@ -300,12 +314,11 @@ class _Sweep:
             self.began.setdefault(event.key, time.time())
         self.tracking.notify(event)
 
-    def prune(self, trial: Trial, point: CurvePoint, ends: bool) -> bool:
+    def prune(self, trial: Trial, point: CurvePoint, evaluations: int, ends: bool) -> bool:
         """Whether the study stops a trial with this evaluation. ends: it does so anyway."""
         suggestion, _ = self.running[trial.key]
-        evaluation = int(point.epoch * trial.training.evaluations_per_epoch + 1e-3)
         value = point.metrics[self.plan.config.metric]
-        return evaluation > 0 and self.study.report(suggestion.number, evaluation, value, ends)
+        return evaluations > 0 and self.study.report(suggestion.number, evaluations, value, ends)
 
     def finish(self, outcome: Outcome) -> None:
         """Write what a trial reached, then tell the study: killed in between, the next process tells it."""

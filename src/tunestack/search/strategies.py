@@ -28,14 +28,15 @@ def make_sampler(kind: str, seed: int, number: int, conditional: bool) -> BaseSa
 
     conditional: whether some parameters exist with some methods only. Parzen estimators then model each
     method's together; a Gaussian process has only those that all share, and leaves the others to Parzen
-    estimators.
+    estimators. These take trials in training for bad ones (the constant liar), so that a full stack does not
+    get one point several times.
     """
     drawn = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
     if kind == "random":
         return RandomSampler(seed=drawn)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        parzen = TPESampler(seed=drawn, group=conditional and kind == "tpe")
+        parzen = TPESampler(seed=drawn, group=conditional and kind == "tpe", constant_liar=True)
     if kind == "tpe":
         return parzen
     return GPSampler(seed=drawn, independent_sampler=parzen, warn_independent_sampling=False)

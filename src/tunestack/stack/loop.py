@@ -16,8 +16,10 @@ from tunestack.stack.slot import Slot, Trial
 from tunestack.stack.stack import Stack, out_of_memory
 from tunestack.stack.work import NO_ROOM, Outcome, Workload
 
-Prune = Callable[[Trial, CurvePoint, bool], bool]
-"""Told of every evaluation of a trial and whether it ends with that anyway; says whether it is to end."""
+Prune = Callable[[Trial, CurvePoint, int, bool], bool]
+"""Told of every evaluation of a trial, how many parts of epochs that end with one are over, and whether the
+trial ends anyway; says whether it is to end.
+"""
 
 
 def train(
@@ -26,7 +28,7 @@ def train(
     slots: int | None,
     notify: Notify,
     checkpoints: Path | None = None,
-    prune: Prune = lambda trial, point, ends: False,
+    prune: Prune = lambda trial, point, evaluations, ends: False,
     most: int | None = None,
 ) -> Iterator[Outcome]:
     """Train trials on one base, at most `slots` at a time; a slot that gets free is filled at once.
@@ -189,8 +191,8 @@ def _judge(slots: Sequence[Slot], prune: Prune) -> None:
     """Mark those that end here and would not have anyway."""
     for slot in slots:
         if slot.failure is None:
-            ends = slot.finished
-            slot.pruned = prune(slot.trial, slot.progress.curve[-1], ends) and not ends
+            ends, point = slot.finished, slot.progress.curve[-1]
+            slot.pruned = prune(slot.trial, point, slot.evaluations, ends) and not ends
 
 
 def _narrow(room: Room, slots: int, trial: Trial, notify: Notify) -> None:

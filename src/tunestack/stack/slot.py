@@ -128,9 +128,16 @@ class Slot:
         """
         step = self.progress.step
         evaluated = self.progress.curve[-1].step if self.progress.curve else 0
-        each = self.trial.training.evaluations_per_epoch
-        ends = step * each // self.steps_per_epoch > (step - 1) * each // self.steps_per_epoch
+        ends = self.evaluations > self._parts_before(step - 1)
         return step > evaluated and (ends or step >= self.total_steps)
+
+    @property
+    def evaluations(self) -> int:
+        """How many of the parts of epochs that end with an evaluation are over."""
+        return self._parts_before(self.progress.step)
+
+    def _parts_before(self, step: int) -> int:
+        return step * self.trial.training.evaluations_per_epoch // self.steps_per_epoch
 
     def batches(self, epoch: int) -> list[IntArray]:
         """The examples of every step of an epoch; a function of the seed and the epoch alone."""
