@@ -26,8 +26,8 @@ from tunestack.settings import validated
 
 
 def killed(config: SweepConfig, lines: int, seconds: float) -> bool:
-    """Run the sweep in a process of its own until it has written so many lines more to its journal, and for so
-    many seconds; whether it was still at work.
+    """Run the sweep in a process of its own until it has written so many lines more to its journal, and for
+    so many seconds; whether it was still at work.
     """
     journal = Path(config.output, "study.journal")
     before = _lines(journal)

@@ -319,6 +319,28 @@ def test_everything_that_is_wrong_is_told_at_once(values: dict[str, Any], tmp_pa
     assert not Path(values["output"]).exists()
 
 
+@pytest.mark.parametrize(
+    ("field", "methods", "fix"),
+    [
+        ("rank", ["lora"], "It is called 'r' here."),
+        ("lr", ["lora"], "It is called 'learning_rate' here."),
+        ("alpha", ["lora"], "It is called 'lora_alpha' here."),
+        ("num_epochs", ["lora", "ia3"], "It is called 'epochs' here."),
+        ("lora_alhpa", ["lora"], "Did you mean 'lora_alpha'"),
+    ],
+)
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_field_that_is_called_otherwise_elsewhere_is_named(
+    values: dict[str, Any], field: str, methods: list[str], fix: str, shared: bool
+) -> None:
+    values["methods"] = [{"method": name, "search": {} if shared else {field: [1, 2]}} for name in methods]
+    values["search"] = {field: [1, 2]} if shared else {}
+    with pytest.raises(UserError) as caught:
+        planned(values)
+    problem = _problems(caught)[f"search.{field}" if shared else f"methods.0.search.{field}"]
+    assert problem.fix.startswith(fix)
+
+
 def test_corners_that_a_method_refuses_are_told(values: dict[str, Any]) -> None:
     values["methods"] = [
         {
@@ -695,6 +717,12 @@ def test_a_field_is_renamed_to_what_the_methods_have(methods: list[Any], written
         ({"distribution": "q_uniform", "min": 1, "max": 2, "q": 0}, "q above 0", "plain numbers"),
         ({"min": 1}, "a range or a list", "min and max"),
         ({"values": [1, 2], "probabilities": [0.9, 0.1]}, "equally probable", "Leave out"),
+        ({"values": [1, 2], "probabilities": 0.5}, "equally probable", "Leave out"),
+        ({"values": [4, 8], "vals": [1]}, "nothing but distribution, values, prob", "values"),
+        ({"values": [4, 8], "min": 0, "max": 9}, "in categorical, which this is without", "Known: "),
+        ({"value": 4, "values": [4, 8]}, "nothing but distribution, value in constant", "value"),
+        ({"distribution": "uniform", "min": 0, "max": 9, "q": 2}, "min, max in uniform", "Known: "),
+        ({"min": 0, "max": 9, "q": 2}, "in int_uniform, which this is without", "Known: "),
         ({"parameters": {"x": {"value": 1}}}, "fields side by side", "move them up"),
         (8, "a mapping with value", "{value: ...}"),
     ],

@@ -25,6 +25,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 import fresh
 import runs
+import test_sweep
 import tunestack
 from tunestack.cli.app import app
 from tunestack.errors import UserError
@@ -327,7 +328,7 @@ def follow(folder: Path) -> None:
     """A run of one trial, as its trackers see it."""
     trials = {"t": TrackedTrial("t", "candidate", {"r": 8})}
     seen: list[Event] = []
-    with Tracking(["recorder"], "sweep", folder, {}, trials, seen.append) as told:
+    with Tracking(["recorder"], "sweep", "search", folder, {}, trials, seen.append) as told:
         told.notify(Event("started", "t"))
         point = CurvePoint(epoch=1, step=5, train_loss=0.5, metrics={"f1": 0.7})
         told.notify(Event("evaluated", "t", point=point))
@@ -347,7 +348,7 @@ def test_a_tracker_is_told_everything_in_order(
     assert [method for method, _ in recorder.calls] == CALLS
     told = dict(recorder.calls)
     (run,) = told["start"]
-    assert (run.kind, run.name, run.folder) == ("sweep", tmp_path.name, tmp_path)
+    assert (run.kind, run.name, run.folder) == ("sweep", "search", tmp_path)
     assert told["trial_finished"][2] == tmp_path / "adapter"
     assert told["finish"] == (Conclusion("ship it", {}, []),)
     assert warnings_in(caplog) == []
@@ -375,7 +376,7 @@ def test_processes_that_share_a_folder_agree_on_the_id(tmp_path: Path) -> None:
 def test_processes_that_share_a_sweep_share_its_runs_in_mlflow(at_home: Path, tmp_path: Path) -> None:
     from tunestack.trackers.mlflow import MLflow
 
-    run = TrackedRun("shared", "sweep", tmp_path / "shared", {"trials": 2})
+    run = TrackedRun("shared", "shared", "sweep", tmp_path / "shared", {"trials": 2})
     killed, early, late = trackers = [MLflow() for _ in range(3)]
     together = threading.Barrier(3)
 
@@ -497,6 +498,27 @@ def test_a_server_that_is_down_changes_nothing_but_one_warning(
     assert first.startswith("Tracking with mlflow stops here, training goes on: ConnectionError")
     assert second.startswith("Tracking with wandb stops here, training goes on: ConnectionError")
     wandb.teardown()
+
+
+def confirmed_sweep(folder: Path, output: Path) -> dict[str, Any]:
+    """The settings of a sweep of two trials whose best is trained again."""
+    values = test_sweep.settings(folder, output, trials=2, pruner="none", training={"epochs": 1})
+    return {**values, "confirm": 1, "seeds": 1, "measure_costs": False}
+
+
+def test_a_tracker_that_fails_in_a_sweep_is_left_alone_in_its_confirmation(
+    recorder: type[Recorder], tiny_data: Path, tmp_path: Path, caplog: Any
+) -> None:
+    recorder.at, recorder.act = "start", broken
+    values = {**confirmed_sweep(tiny_data, tmp_path / "run"), "track": ["recorder"]}
+    assert test_sweep.sweep(values).search is not None
+    assert len(warnings_in(caplog)) == 1
+    assert [method for method, _ in recorder.calls] == ["start"]
+    recorder.at, recorder.calls = "", []
+    again = {**values, "output": str(tmp_path / "again")}
+    assert test_sweep.sweep(again).search is not None  # the next sweep tries it again
+    starts = [arguments[0] for method, arguments in recorder.calls if method == "start"]
+    assert [(run.kind, run.name) for run in starts] == [("sweep", "again"), ("comparison", "again/confirmed")]
 
 
 def test_an_interrupted_run_goes_on_in_the_same_runs(tiny_data: Path, at_home: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from tunestack.comparison.checks import IDENTITY
 from tunestack.comparison.plan import BASELINE_SEED, BaselineCandidate, MethodCandidate, Plan
 from tunestack.files import slug
 from tunestack.results import Candidate, Results
@@ -18,10 +19,15 @@ REPORT = ("report.html", "leaderboard.md", "results.json")
 def track(plan: Plan, notify: Notify) -> Tracking:
     """The trackers that the settings ask for, and every trial that they may be told of."""
     trials = {trial.key: trial for candidate in plan.candidates for trial in _trials(candidate, plan)}
-    config = plan.config
-    return Tracking(
-        config.track, "comparison", Path(config.output), config.model_dump(mode="json"), trials, notify
-    )
+    config, folder = plan.config, Path(plan.config.output)
+    settings = config.model_dump(mode="json")
+    return Tracking(config.track, "comparison", run_name(folder), folder, settings, trials, notify)
+
+
+def run_name(folder: Path) -> str:
+    """What trackers call a run: by its folder, with that of the sweep or the suite that it is a part of."""
+    whole = folder.resolve()
+    return f"{whole.parent.name}/{whole.name}" if (whole.parent / IDENTITY).exists() else whole.name
 
 
 def conclusion(results: Results, folder: Path) -> Conclusion:

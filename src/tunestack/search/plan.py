@@ -19,6 +19,7 @@ from tunestack.entries import BaseCheck, entry_training, method_config, own_fiel
 from tunestack.errors import Problems, UserError, did_you_mean
 from tunestack.methods.registry import METHODS
 from tunestack.search.config import SweepConfig, SweepMethod
+from tunestack.search.names import nearest_name
 from tunestack.search.space import Branch, Space, Suggestion
 from tunestack.search.strategies import LEARNING, WAITING
 from tunestack.settings import validated
@@ -209,7 +210,7 @@ def _check_entry(config: SweepConfig, entry: SweepMethod, where: str, problems: 
                 f"{where}.search.{field}",
                 expected=f"a field of {entry.method} or of training",
                 found=repr(field),
-                fix=did_you_mean(field, [*own, *TrainingConfig.model_fields]),
+                fix=nearest_name(field, [own], TrainingConfig.model_fields.keys()),
             )
         if field in entry.config or field in entry.training:
             _contradiction(f"{where}.search.{field}", where, problems)
@@ -235,7 +236,7 @@ def _check_shared(config: SweepConfig, problems: Problems) -> None:
                 f"search.{field}",
                 expected=f"a field of training, or of {', '.join(dict.fromkeys(known))}",
                 found=repr(field),
-                fix=did_you_mean(field, [*common, *TrainingConfig.model_fields]),
+                fix=nearest_name(field, [common], TrainingConfig.model_fields.keys()),
             )
     for field in config.always_searched & config.training.model_fields_set:
         _contradiction(f"search.{field}", "training", problems)

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from tunestack.comparison.folder import FREE, RunFolder
 from tunestack.comparison.plan import MethodCandidate, Plan, base_name
 from tunestack.comparison.run import PRUNED, collect, run_comparison, save_outcome
-from tunestack.comparison.track import conclusion
+from tunestack.comparison.track import conclusion, run_name
 from tunestack.config import CompareConfig
 from tunestack.errors import UserError
 from tunestack.files import write_text
@@ -33,7 +33,7 @@ from tunestack.stack.loop import train
 from tunestack.stack.slot import Trial
 from tunestack.stack.work import Outcome, Workload
 from tunestack.trackers.base import TrackedTrial
-from tunestack.trackers.tracking import Tracking
+from tunestack.trackers.tracking import Tracking, giving_up_once
 
 RECORD = "search.json"
 """What is kept of a trial beside its results."""
@@ -56,10 +56,9 @@ def run_sweep(config: SweepConfig, notify: Notify = lambda event: None) -> Resul
     with Study.open(plan.config, folder.path) as study:
         folder.keep_settings(plan.config)
         sweep = _Sweep(plan, folder, study)
-        settings = plan.config.model_dump(mode="json")
-        with Tracking(
-            plan.config.track, "sweep", folder.path, settings, sweep.tracked, notify
-        ) as sweep.tracking:
+        settings, name = plan.config.model_dump(mode="json"), run_name(folder.path)
+        tracking = Tracking(plan.config.track, "sweep", name, folder.path, settings, sweep.tracked, notify)
+        with giving_up_once(), tracking as sweep.tracking:
             sweep.train()
             with _alone(folder, notify):
                 results = _conclude(plan, folder, study, sweep.records(), notify)

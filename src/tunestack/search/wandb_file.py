@@ -15,6 +15,7 @@ from tunestack.entries import own_fields
 from tunestack.errors import Problem, Problems, UserError, did_you_mean
 from tunestack.methods.registry import METHODS
 from tunestack.search.config import Dimension
+from tunestack.search.names import usual_name
 from tunestack.settings import overlay
 
 SAMPLERS = {"bayes": "bayes", "random": "random", "grid": "grid"}
@@ -34,24 +35,6 @@ WITHOUT_EFFECT = (
     "scheduler",
 )
 """What their schema allows besides, and what means nothing here."""
-FIELDS = {
-    "lr": "learning_rate",
-    "learn_rate": "learning_rate",
-    "per_device_train_batch_size": "batch_size",
-    "train_batch_size": "batch_size",
-    "num_train_epochs": "epochs",
-    "num_epochs": "epochs",
-    "wd": "weight_decay",
-    "warmup": "warmup_ratio",
-    "lr_scheduler": "lr_scheduler_type",
-    "max_seq_length": "max_length",
-    "max_seq_len": "max_length",
-}
-"""What fields of training are often called in such files, and what they are called here."""
-RANKS = ("lora_r", "lora_rank", "rank")
-"""What a method's `r` is often called there."""
-ENDINGS = ("alpha", "dropout")
-"""What is there short for the field of a method that ends so: lora_alpha, adapter_dropout."""
 METRICS = {
     "f1_score": "f1",
     "macro_f1": "f1_macro",
@@ -155,23 +138,6 @@ def _own_fields(entries: Any) -> list[set[str]]:
     return [own_fields(METHODS[name]) for name in named if isinstance(name, str) and name in METHODS]
 
 
-def _field(name: str, own: list[set[str]]) -> str:
-    """What a field is called here. own: the fields of each method.
-
-    One of a method is renamed only where none has it under that name, and all have the one that is meant.
-    """
-    if any(name in fields for fields in own):
-        return name
-    common = set.intersection(*own) if own else set()
-    if name in RANKS:
-        meant = common & {"r"}
-    elif name in ENDINGS:
-        meant = {field for field in common if field.endswith(f"_{name}")}
-    else:
-        return FIELDS.get(name, name)
-    return meant.pop() if len(meant) == 1 else name
-
-
 def _parameters(
     values: Any, own: list[set[str]], problems: Problems
 ) -> tuple[dict[str, Any], dict[str, Dimension]]:
@@ -185,7 +151,7 @@ def _parameters(
         )
         return fixed, searched
     for name, parameter in values.items():
-        field, where = _field(str(name), own), f"parameters.{name}"
+        field, where = usual_name(str(name), own), f"parameters.{name}"
         if field in origin:
             found = f"{origin[field]} and {name}, which are both {field}"
             problems.add(where, expected="every field once", found=found, fix="Remove one.")
@@ -223,10 +189,15 @@ def _parameter(parameter: Any, where: str) -> tuple[str, Any]:
     if "parameters" in parameter:
         raise wrong("fields side by side", "Fields of methods and of training are not nested: move them up.")
     kind = parameter.get("distribution") or _implied(parameter)
+    own = _keys(kind)
+    if own and (others := [key for key in parameter if key not in own]):
+        stated = "" if "distribution" in parameter else ", which this is without a `distribution`"
+        raise wrong(f"nothing but {', '.join(own)} in {kind}{stated}", did_you_mean(str(others[0]), own))
     if kind == "constant" and "value" in parameter:
         return "fixed", parameter["value"]
     if kind in ("categorical", "categorical_w_probabilities") and isinstance(parameter.get("values"), list):
-        if len(set(parameter.get("probabilities", []))) > 1:
+        probabilities = parameter.get("probabilities") or []
+        if not isinstance(probabilities, list) or any(p != probabilities[0] for p in probabilities):
             raise wrong("values that are equally probable", "Leave out `probabilities`.")
         values = parameter["values"]
         return ("fixed", values[0]) if len(values) == 1 else ("searched", values)
@@ -241,6 +212,16 @@ def _parameter(parameter: Any, where: str) -> tuple[str, Any]:
         fix = f"Write distribution: {kind}_values, which takes the values themselves."
         raise wrong(f"exponents of e as min and max of {kind}", fix)
     return "searched", RANGES[kind](low, high, q)
+
+
+def _keys(kind: Any) -> list[str]:
+    """What a parameter of a distribution may say; nothing of one that is not known."""
+    if kind == "constant":
+        return ["distribution", "value"]
+    if kind in ("categorical", "categorical_w_probabilities"):
+        return ["distribution", "values", "probabilities"]
+    steps = ["q"] if str(kind).startswith("q_") else []
+    return ["distribution", "min", "max", *steps] if kind in RANGES else []
 
 
 def _is_number(value: Any) -> bool:

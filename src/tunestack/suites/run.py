@@ -27,6 +27,7 @@ from tunestack.suites import table
 from tunestack.suites.base import Member, Suite, SuiteChoice
 from tunestack.suites.registry import find_suite
 from tunestack.suites.results import SuiteResults
+from tunestack.trackers.tracking import giving_up_once
 
 BROUGHT = ("data", "task", "metric")
 """What a suite brings for every task; `suite.overrides` changes it."""
@@ -103,12 +104,13 @@ def run_suite(plan: SuitePlan, watch: Watch = lambda title, metric: nullcontext(
     problems.raise_if_any()
     write_json(plan.output / IDENTITY, {"suite": plan.suite.name})
     found: dict[str, Results] = {}
-    for member in plan.members:
-        with watch(member.title, member.scores[0].metric) as notify:
-            found[member.key] = run_plan(plan.plans[member.key], notify)
-        results = _results(plan, found)
-        results.save(plan.output / SUITE)
-        write_suite_report(results, plan.output)
+    with giving_up_once():
+        for member in plan.members:
+            with watch(member.title, member.scores[0].metric) as notify:
+                found[member.key] = run_plan(plan.plans[member.key], notify)
+            results = _results(plan, found)
+            results.save(plan.output / SUITE)
+            write_suite_report(results, plan.output)
     return results
 
 

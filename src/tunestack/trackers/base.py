@@ -29,19 +29,15 @@ ANSWER_SECONDS = 10.0
 class TrackedRun:
     """A comparison or a sweep.
 
-    id: the same whenever the run in this folder is taken up again, and no other run's.
-    folder: the run folder; its name is that of the run. config: the settings, as plain values.
+    id: the same whenever the run in this folder is taken up again, and no other run's. name: what trials are
+    grouped under. folder: the run folder. config: the settings, as plain values.
     """
 
     id: str
+    name: str
     kind: Literal["comparison", "sweep"]
     folder: Path
     config: Mapping[str, Any]
-
-    @property
-    def name(self) -> str:
-        """What trials are grouped under."""
-        return self.folder.name
 
 
 @dataclass(frozen=True)

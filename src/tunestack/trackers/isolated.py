@@ -14,10 +14,14 @@ logger = logging.getLogger(__name__)
 
 
 class Isolated:
-    """Calls a tracker in a thread of its own. At the first error it warns, once, and leaves it alone."""
+    """Calls a tracker in a thread of its own. At the first error it warns, once, and leaves it alone.
 
-    def __init__(self, name: str) -> None:
+    down: takes the tracker's name then.
+    """
+
+    def __init__(self, name: str, down: set[str]) -> None:
         self.name = name
+        self._down = down
         self._calls: SimpleQueue[tuple[str, tuple[Any, ...]] | None] = SimpleQueue()
         self._busy_since: float | None = None
         self._given_up = False
@@ -53,5 +57,6 @@ class Isolated:
     def _give_up(self, reason: str) -> None:
         with self._lock:
             already, self._given_up = self._given_up, True
+        self._down.add(self.name)
         if not already:
             logger.warning("Tracking with %s stops here, training goes on: %s", self.name, reason)

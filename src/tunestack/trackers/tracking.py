@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -22,8 +24,24 @@ HURRY = 10.0
 """Seconds that a tracker has after an interruption."""
 
 
+_down: ContextVar[set[str] | None] = ContextVar("_down", default=None)
+"""Trackers that were given up in what several runs are a part of; None outside of such."""
+
+
 class _Identity(Record):
     id: str
+
+
+@contextlib.contextmanager
+def giving_up_once() -> Iterator[None]:
+    """Runs inside (the tasks of a suite, a sweep and its confirmation) leave a tracker alone that one of them
+    gave up, without another warning.
+    """
+    token = _down.set(set())
+    try:
+        yield
+    finally:
+        _down.reset(token)
 
 
 class Tracking:
@@ -32,19 +50,21 @@ class Tracking:
     Two calls are for whoever trains: `notify`, which takes the place of the one given, and `finished`. What
     a trial did before an interruption is not told again: only trials that start in this process are tracked.
 
-    trials: by key; may grow until they start. notify: is told of every event.
+    name: of the run. trials: by key; may grow until they start. notify: is told of every event.
     """
 
     def __init__(
         self,
         trackers: Sequence[str],
         kind: Literal["comparison", "sweep"],
+        name: str,
         folder: Path,
         config: Mapping[str, Any],
         trials: Mapping[str, TrackedTrial],
         notify: Notify,
     ) -> None:
         self._names = trackers
+        self._name = name
         self._folder = folder.resolve()
         self._kind: Literal["comparison", "sweep"] = kind
         self._config = config
@@ -54,9 +74,13 @@ class Tracking:
         self._conclusion: Conclusion | None = None
 
     def __enter__(self) -> Tracking:
-        if self._names:
-            self._trackers = [Isolated(name) for name in self._names]
-            self._tell("start", TrackedRun(_identity(self._folder), self._kind, self._folder, self._config))
+        down = _down.get()
+        down = set() if down is None else down
+        names = [name for name in self._names if name not in down]
+        if names:
+            about = TrackedRun(_identity(self._folder), self._name, self._kind, self._folder, self._config)
+            self._trackers = [Isolated(name, down) for name in names]
+            self._tell("start", about)
         return self
 
     def __exit__(
