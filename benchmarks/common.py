@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tunestack.stack.work import Workload
 
 SPLIT_SEED, TRAIN_SIZE = 42, 0.8
-RANK, ALPHA, TARGETS = 8, 16, ["query", "value"]
+RANK, ALPHA = 8, 16
 LEARNING_RATE, BATCH_SIZE = 5e-4, 8
 WEIGHT_DECAY, MAX_GRAD_NORM, MAX_LENGTH = 0.001, 0.3, 512
 
@@ -190,7 +190,7 @@ def _trial(settings: Settings, model_type: str, seed: int) -> Trial:
     from tunestack.stack.slot import Trial
 
     method = find_method("lora")
-    fields = {"r": RANK, "lora_alpha": ALPHA}  # on query and value, as TARGETS has it for BERT
+    fields = {"r": RANK, "lora_alpha": ALPHA}  # on query and value, where the model type has them
     training = TrainingConfig(
         learning_rate=LEARNING_RATE,
         epochs=settings.epochs,

@@ -1,16 +1,18 @@
 """Time a sweep of thirty LoRA trials with tunestack and with PEFT + transformers.Trainer.
 
-  a       PEFT + Trainer, fp32, random batches, one trial after another
-  b       the same at its best: bf16=True, train_sampling_strategy="group_by_length"
-  c       b in one process per core, each with its share of the trials
-  sweep   `tunestack sweep`, every trial to its end
-  pruned  the same with successive halving, after two evaluations an epoch
+  a         PEFT + Trainer, fp32, random batches, one trial after another
+  b         the same at its best: bf16=True, train_sampling_strategy="group_by_length"
+  c         b in one process per core, each with its share of the trials
+  sweep     `tunestack sweep`, every trial to its end
+  pruned    the same with successive halving, after two evaluations an epoch
+  defaults  (with --defaults) with the sampler and the pruner that a sweep has without being told: TPE, which
+            chooses its own trials, and the median; both learn, so that a quarter of them trains at once
 
-All train the same trials, which tunestack's random sampler draws from the published space (rank 4 to 32,
-alpha 16 to 64, dropout 0 to 0.1; rates 1e-4 to 2e-3, for a small base), on the same rows, as many epochs,
-batch 8, and evaluate the same rows after each epoch (pruned: twice in it). `--share` trains that share of the
-trials on the peers' sides, evenly spread, and multiplies their time: a trial's time depends little on what is
-searched.
+All but the last train the same trials, which tunestack's random sampler draws from the published space (rank
+4 to 32, alpha 16 to 64, dropout 0 to 0.1; rates 1e-4 to 2e-3, for a small base), on the same rows, as many
+epochs, batch 8, and evaluate the same rows after each epoch (pruned: twice in it). `--share` trains that
+share of the trials on the peers' sides, evenly spread, and multiplies their time: a trial's time depends
+little on what is searched.
 
 What is timed: all from the first trial's loading of the base to the end of the last trial. Not: imports.
 """
@@ -47,6 +49,7 @@ class Job(BaseModel):
     settings: Settings
     trials: list[dict[str, Any]] = []
     count: int = 30
+    sampler: str = "random"
     pruner: str = "none"
     evaluations_per_epoch: int = 1
 
@@ -106,10 +109,10 @@ def run_sweep(job: Job) -> Found:
             text=settings.text,
             label=settings.label,
             base={"model": settings.base, "dtype": settings.dtype, "device_map": settings.device},
-            methods={"method": "lora", "target_modules": common.TARGETS},
+            methods="lora",
             search=SPACE,
             trials=job.count,
-            sampler="random",
+            sampler=job.sampler,
             pruner=job.pruner,
             training={
                 "epochs": settings.epochs,
@@ -179,7 +182,7 @@ def main() -> None:
     """Measure and print the table."""
     if len(sys.argv) == 4 and sys.argv[1] == "--measure":
         job = Job.model_validate_json(sys.argv[3])
-        ours = sys.argv[2] in ("sweep", "pruned")
+        ours = sys.argv[2] in ("sweep", "pruned", "defaults")
         print((run_sweep(job) if ours else run_peer(sys.argv[2], job)).model_dump_json())
         return
     parser = common.arguments(__doc__ or "")
@@ -189,6 +192,7 @@ def main() -> None:
     parser.add_argument("--evaluated", type=int, default=500, help="validation rows")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--peers", type=lambda text: text.split(","), default=["a", "b", "c"])
+    parser.add_argument("--defaults", action="store_true", help="time the default sampler and pruner, too")
     options = parser.parse_args()
     settings = common.settings_of(options, [0])
     runs: dict[str, list[tuple[float, Found]]] = {}
@@ -208,6 +212,8 @@ def main() -> None:
         for peer in options.peers:
             note(peer, Job(settings=settings, trials=some), len(some) / len(trials))
             note(*next(ours))
+        if options.defaults:
+            note("defaults", whole.model_copy(update={"sampler": "tpe", "pruner": "median"}))
     print_results(options, runs)
 
 

@@ -90,7 +90,6 @@ def measure_peer(contender: str, settings: Settings, evaluation: str = "no") -> 
         r=settings.r,
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout,
-        target_modules=common.TARGETS,
     )
     model = get_peft_model(model, lora)
 

@@ -235,3 +235,11 @@ def test_lengths_in_attention_do_not_depend_on_company() -> None:
     shapes = [(group.texts, group.keys[1]) for group in together.heads(2).groups]
     assert shapes == [(4, STEP), (4, 2 * STEP), (2, 3 * STEP)]
     assert np.array_equal(together.lengths, [3, 17, 40, 18, 1])
+
+
+@pytest.mark.parametrize(("texts", "expected"), [(3, [3]), (8, [8]), (21, [16, 5]), (24, [24])])
+def test_attention_takes_texts_in_few_numbers(texts: int, expected: list[int]) -> None:
+    """oneDNN prepares a product for every number of them that comes, and keeps it."""
+    mask = torch.ones(texts, 7, dtype=torch.long)
+    layout = Packed(mask, [texts]).heads(2)
+    assert [group.texts for group in layout.groups] == [2 * count for count in expected]

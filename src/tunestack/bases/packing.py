@@ -33,6 +33,12 @@ STEP = 16
 rounding, in any company."""
 
 
+TEXTS = 8
+"""Attention takes texts in multiples of so many, for oneDNN prepares a product anew for every number of them,
+too.
+"""
+
+
 @dataclass(frozen=True)
 class Places:
     """Rows of [tokens x heads, head size] in another order, in which some stand at several places or at none.
@@ -225,7 +231,11 @@ class _Order:
 
 
 def _grouped(lengths: IntArray) -> Iterator[tuple[int, IntArray]]:
-    """Lengths after padding, each with its rows."""
+    """Lengths after padding, each with its rows: a multiple of `TEXTS`, and those that are left."""
     padded = -(-lengths // STEP) * STEP
     for longest in np.unique(padded):
-        yield int(longest), np.flatnonzero(padded == longest)
+        rows = np.flatnonzero(padded == longest)
+        whole = len(rows) // TEXTS * TEXTS
+        for part in (rows[:whole], rows[whole:]):
+            if len(part):
+                yield int(longest), part
