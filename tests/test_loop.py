@@ -275,6 +275,26 @@ def test_out_of_memory_halves_the_slots_and_changes_no_result(tmp_path: Path) ->
     assert "out of memory with this trial alone" in (alone[trials[0].key].failure or "")
 
 
+def test_a_trial_without_room_for_a_row_of_validation_fails_alone(tmp_path: Path) -> None:
+    base = tiny.random_base(tmp_path, "bert")
+    work = tiny.workload(base)
+    trials = tiny.mixed(base)
+    wide = next(trial for trial in trials if trial.key == "wide")
+
+    class NoRoomToAnswer(tiny.Watched):
+        """A stack on a machine that holds no forward in which this trial answers."""
+
+        def _forward(self, chosen: Any, spans: Any, training: bool = False, packed: bool = False) -> Any:
+            if not training and any(span.slot == trials.index(wide) for span in spans):
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return super()._forward(chosen, spans, training, packed)
+
+    narrow, all_ended = tiny.run(work, trials, stack=NoRoomToAnswer), tiny.run(work, trials)
+    assert "out of memory with this trial alone" in (narrow.pop("wide").failure or "")
+    for key, ended in narrow.items():
+        tiny.assert_same(ended, all_ended[key])
+
+
 class Crowded(tiny.Watched):
     """A stack on a machine that holds the adapters of so many trials, or of so many in training."""
 

@@ -331,7 +331,10 @@ class Stack:
             by_length.setdefault(slot.max_length, []).append(slot)
         for max_length, group in by_length.items():
             encoded = self.work.encoded("validation", max_length)
-            for slot, found in zip(group, self.answers(group, encoded), strict=True):
+            for slot, found in zip(group, self._own_answers(group, encoded), strict=True):
+                if found is None:
+                    slot.failure = NO_ROOM
+                    continue
                 if not found.finite:
                     slot.failure = f"the validation outputs are not finite after step {slot.progress.step}"
                     continue
@@ -340,6 +343,17 @@ class Stack:
                 metrics = self.work.task.scores(self.work.splits["validation"], given)
                 point = slot.record(self.work.metric, metrics, found.loss, found.given)
                 notify(event_of("evaluated", slot, point=point))
+
+    def _own_answers(self, slots: Sequence[Slot], encoded: Encoded) -> list[Evaluation | None]:
+        """What every slot answers; None for one that alone has no room for a single row."""
+        try:
+            return list(self.answers(slots, encoded))
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            if len(slots) == 1:
+                return [None]
+            return [found for slot in slots for found in self._own_answers([slot], encoded)]
 
     def answers(self, slots: Sequence[Occupant], encoded: Encoded) -> list[Evaluation]:
         """What every slot answers, in shared forwards."""
