@@ -132,6 +132,7 @@ SAMPLES: dict[str, Sample] = {
         write=lambda folder: write_jsonl(
             folder, {name: {**split, "tags": tiny.tag_names(split)} for name, split in TAGGED.items()}
         ),
+        baselines=("most-frequent-tag", "linear-probe"),
     ),
     "instruction": Sample(
         kinds=("llama", "t5"),

@@ -23,7 +23,7 @@ from task_samples import QUESTIONS, write_questions
 from tunestack.baselines import span_fit
 from tunestack.baselines.base import Fitted
 from tunestack.baselines.features import Encoder
-from tunestack.baselines.logistic import STRENGTHS
+from tunestack.baselines.logistic import STRENGTHS, held_out
 from tunestack.baselines.nearest_sentence import sentences
 from tunestack.baselines.registry import find_baseline
 from tunestack.baselines.span_probe import FittedSpanProbe
@@ -133,7 +133,7 @@ def test_the_penalty_is_the_best_on_contexts_held_out(tmp_path: Path) -> None:
     split = rows_of(TRAIN, [*range(26), *range(26)])
     encoded = windows(base, split)
     groups = [split["context"][example] for example in encoded.example]
-    fitted, held = span_fit._sides(groups)
+    fitted, held = held_out(groups)
     assert not {groups[row] for row in fitted} & {groups[row] for row in held}
     assert sorted([*fitted, *held]) == list(range(len(encoded)))
     assert 0.1 * len(groups) < len(held) < 0.3 * len(groups)

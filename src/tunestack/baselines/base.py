@@ -41,7 +41,7 @@ class Fitted(ABC):
         """Answers to the examples as the task has them, fp64. split: the columns that the task reads.
 
         Probabilities of classes [texts, classes], whose rows sum to 1; or of flags [texts, labels]; or
-        numbers [texts]; or spans with their scores [questions, 4].
+        numbers [texts]; or spans with their scores [questions, 4]; or tags [sentences, words].
         """
 
     def n_best(self, task: Task, split: Split, count: int | None) -> list[list[dict[str, Any]]]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
 
+from tunestack.arrays import FloatArray
 from tunestack.baselines.base import SavedBaseline, Tensors, read_tensors
 from tunestack.baselines.logistic import NAMES, Logistic, LogisticOptions, fit_logistic
 from tunestack.baselines.one_vs_rest import OneVsRest, fit_one_vs_rest
@@ -15,6 +19,7 @@ from tunestack.config import Settings
 from tunestack.tasks.base import Target
 
 Linear = Logistic | Ridge
+Fit = TypeVar("Fit", bound=Linear)
 
 
 def fit_linear(features: Any, labels: NDArray[Any], label_count: int, options: Settings) -> Linear:
@@ -28,6 +33,16 @@ def fit_linear(features: Any, labels: NDArray[Any], label_count: int, options: S
     if labels.ndim == 2:
         return fit_one_vs_rest(features, labels, options)
     return fit_logistic(features, labels, label_count, options)
+
+
+def fit_standardised(features: FloatArray, fit: Callable[[FloatArray], Fit]) -> Fit:
+    """Fit on features of mean 0 and variance 1, and express the result in the features as they are."""
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler(copy=False)
+    fitted = fit(scaler.fit_transform(features.astype(np.float64)))
+    coef = fitted.coef / scaler.scale_
+    return replace(fitted, coef=coef, intercept=fitted.intercept - coef @ scaler.mean_)
 
 
 def target_of(linear: Linear) -> Target:

@@ -7,7 +7,6 @@ import json
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,7 +14,7 @@ import numpy as np
 from pydantic import Field
 from transformers import AutoModelForSequenceClassification
 
-from tunestack.arrays import FloatArray, IntArray
+from tunestack.arrays import FloatArray
 from tunestack.baselines.base import (
     Baseline,
     Fitted,
@@ -25,7 +24,7 @@ from tunestack.baselines.base import (
     write_baseline,
 )
 from tunestack.baselines.features import Encoder, FeatureOptions
-from tunestack.baselines.linear import Linear, fit_linear, read_linear, target_of
+from tunestack.baselines.linear import Linear, fit_linear, fit_standardised, read_linear, target_of
 from tunestack.baselines.logistic import LogisticOptions
 from tunestack.baselines.ridge import RidgeOptions
 from tunestack.config import Settings
@@ -148,7 +147,8 @@ class LinearProbe(Baseline):
         encoder = TextEncoder(self.base_of(base), self.cache)
         features = encoder.features(*texts_of(split), options.max_length)
         labels = np.asarray(split["label"])
-        linear = _fit_standardised(features, labels, len(task.label_names), options)
+        count = len(task.label_names)
+        linear = fit_standardised(features, lambda own: fit_linear(own, labels, count, options))
         return FittedLinearProbe(options, encoder, linear)
 
     def load(self, folder: Path, base: Base | None) -> FittedLinearProbe:
@@ -167,15 +167,3 @@ class LinearProbeOfNumbers(LinearProbe):
 
     targets = frozenset({"numbers"})
     options_class = LinearProbeNumberOptions
-
-
-def _fit_standardised(
-    features: FloatArray, labels: IntArray | FloatArray, label_count: int, options: Settings
-) -> Linear:
-    """Fit on features of mean 0 and variance 1, and express the result in the features as they are."""
-    from sklearn.preprocessing import StandardScaler
-
-    scaler = StandardScaler()
-    fitted = fit_linear(scaler.fit_transform(features.astype(np.float64)), labels, label_count, options)
-    coef = fitted.coef / scaler.scale_
-    return replace(fitted, coef=coef, intercept=fitted.intercept - coef @ scaler.mean_)

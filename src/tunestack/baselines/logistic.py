@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -11,6 +12,7 @@ from pydantic import Field
 from tunestack.arrays import FloatArray, IntArray
 from tunestack.baselines.base import Tensors
 from tunestack.config import Settings
+from tunestack.data.split import split_positions
 from tunestack.errors import Problem, UserError
 
 NAMES = ("coef", "intercept", "classes")
@@ -82,7 +84,7 @@ def fit_logistic(features: Any, labels: IntArray, label_count: int, options: Log
             Problem(
                 "training labels",
                 "at least two classes",
-                f"{len(found)} in {len(labels)} texts",
+                f"{len(found)} in {len(labels)} labels",
                 "Check the label column, and the split.",
             )
         )
@@ -106,3 +108,14 @@ def _best_strength(model: Any, features: Any, labels: IntArray) -> float:
     search = GridSearchCV(model, {"C": STRENGTHS}, cv=split, scoring="neg_log_loss", refit=False)
     search.fit(features, labels)
     return float(search.best_params_["C"])
+
+
+def held_out(groups: Sequence[str]) -> tuple[IntArray, IntArray]:
+    """Which rows to fit on and which to hold out, a fifth, for choosing C; none of these in one group alone.
+
+    groups: of each row; those of one group stay together.
+    """
+    try:
+        return split_positions(len(groups), 1 - 1 / FOLDS, 0, groups)
+    except UserError:
+        return np.arange(len(groups)), np.arange(0)

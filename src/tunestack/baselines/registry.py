@@ -5,8 +5,10 @@ from __future__ import annotations
 from tunestack.baselines.base import Baseline
 from tunestack.baselines.linear_probe import LinearProbe, LinearProbeOfNumbers
 from tunestack.baselines.majority import Majority
+from tunestack.baselines.most_frequent_tag import MostFrequentTag
 from tunestack.baselines.nearest_sentence import NearestSentence
 from tunestack.baselines.span_probe import SpanProbe
+from tunestack.baselines.tag_probe import TagProbe
 from tunestack.baselines.tfidf import Tfidf, TfidfOfNumbers
 from tunestack.errors import Problem, UserError, did_you_mean
 from tunestack.tasks.base import Task
@@ -15,12 +17,14 @@ BASELINES: dict[str, list[Baseline]] = {}
 """Those of one name learn different things."""
 for _baseline in (
     Majority(),
+    MostFrequentTag(),
     Tfidf(),
     TfidfOfNumbers(),
     NearestSentence(),
     LinearProbe(),
     LinearProbeOfNumbers(),
     SpanProbe(),
+    TagProbe(),
 ):
     BASELINES.setdefault(_baseline.name, []).append(_baseline)
 

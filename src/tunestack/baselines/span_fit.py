@@ -13,10 +13,8 @@ from torch import Tensor
 
 from tunestack.arrays import FloatArray, IntArray
 from tunestack.baselines.features import BATCH_TOKENS, Encoder
-from tunestack.baselines.logistic import FOLDS, STRENGTHS
+from tunestack.baselines.logistic import STRENGTHS, held_out
 from tunestack.data.encode import Encoded
-from tunestack.data.split import split_positions
-from tunestack.errors import UserError
 from tunestack.tasks.base import Task
 
 TOLERANCE = 1e-4
@@ -71,7 +69,7 @@ def fit_spans(
     context. strength: none: the best of `STRENGTHS` on a fifth of the contexts, held out. Folds, as
     elsewhere, would take as many times as long, and every row has hundreds of tokens.
     """
-    fitted, held = _sides(groups) if strength is None else (np.arange(len(rows)), np.arange(0))
+    fitted, held = held_out(groups) if strength is None else (np.arange(len(rows)), np.arange(0))
     tokens = _tokens(task, encoder, encoded, rows[np.concatenate([fitted, held])])
     scale = _standardise(tokens.states)
     weight = torch.zeros(encoder.width, 2, dtype=torch.float64)
@@ -79,14 +77,6 @@ def fit_spans(
         strength, weight = _best_strength(task, *tokens.parts(len(fitted)), weight, max_iter)
     weight = minimum(task, tokens, strength or 1.0, weight, max_iter)
     return np.asarray((weight / scale[:, None]).T.numpy())
-
-
-def _sides(groups: Sequence[str]) -> tuple[IntArray, IntArray]:
-    """Which rows to fit on and which to hold out; none of these where there is one context alone."""
-    try:
-        return split_positions(len(groups), 1 - 1 / FOLDS, 0, groups)
-    except UserError:
-        return np.arange(len(groups)), np.arange(0)
 
 
 def _best_strength(

@@ -29,8 +29,8 @@ from tunestack.tasks.metrics import Metric
 if TYPE_CHECKING:
     from tunestack.bases import Base
 
-Target = Literal["classes", "numbers", "flags", "spans"]
-"""What baselines learn of a task: a class, a number, any number of labels, a part of a text."""
+Target = Literal["classes", "numbers", "flags", "spans", "tags"]
+"""What baselines learn of a task: a class, a number, any number of labels, a part of a text, a tag a word."""
 Split = Mapping[str, Any]
 """Columns by name: a `datasets.Dataset`, or plain lists."""
 Given = NDArray[Any]

@@ -51,6 +51,7 @@ class TokenClassification(Task):
     inputs = ("tokens",)
     optional = ()
     default_metric = "f1"
+    target = "tags"
     per_token = True
     reads_words = True
     long_texts = "read in rows of"
