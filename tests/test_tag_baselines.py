@@ -234,7 +234,7 @@ def test_tags_of_one_sentence_alone_hinder_nothing(tmp_path: Path) -> None:
     """Wherever that sentence lies: held out or not."""
     base = tiny.random_base(tmp_path, "bert")
     known = [[tag if tag in (0, 3) else 3 for tag in tags] for tags in TRAIN["tags"]]
-    for row in range(26):
+    for row in range(0, 26, 3):
         tags = [*known[:row], [1] * len(known[row]), *known[row + 1 :]]
         fitted = probe(base, {"tokens": TRAIN["tokens"], "tags": tags}, max_iter=50)
         assert np.isfinite(fitted.linear.coef).all()
