@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import runs
+import tunestack
 from task_samples import SAMPLES
 from tunestack.config import CompareConfig, TrainingConfig
 from tunestack.errors import Problem, UserError
@@ -341,6 +342,39 @@ def test_a_field_that_is_called_otherwise_elsewhere_is_named(
     assert problem.fix.startswith(fix)
 
 
+@pytest.mark.parametrize(
+    ("word", "fix"),
+    [("trails", "'trials'"), ("method", "'methods'"), ("lable", "'label'"), ("tset", "'test'")],
+)
+def test_words_that_python_does_not_know_are_told_with_the_nearest(word: str, fix: str) -> None:
+    with pytest.raises(UserError) as caught:
+        tunestack.sweep("tweets.csv", base="packaged:minilm-l6", **{word: 2})
+    (problem,) = caught.value.problems
+    assert problem.where == word
+    assert f"Did you mean {fix}" in problem.fix
+
+
+def test_a_method_where_methods_belong_makes_no_file_of_others(values: dict[str, Any]) -> None:
+    wrong = {**values, "method": "lora", "triels": 3}
+    del wrong["methods"]
+    assert not is_wandb_file(wrong)
+    with pytest.raises(UserError) as caught:
+        validated(SweepConfig, wrong)
+    problems = _problems(caught)
+    assert "Did you mean 'methods'" in problems["method"].fix
+    assert "Did you mean 'trials'" in problems["triels"].fix
+
+
+def test_a_name_that_is_a_pattern_is_told_how_to_be_a_name(values: dict[str, Any]) -> None:
+    values["methods"] = [{"method": "lora", "search": {"target_modules": ["query", "value"]}}]
+    with pytest.raises(UserError) as caught:
+        planned(values)
+    assert {problem.fix for problem in caught.value.problems} == {
+        f"A text is a pattern for whole names; for one module's name write a list: [{name}]."
+        for name in ("query", "value")
+    }
+
+
 def test_corners_that_a_method_refuses_are_told(values: dict[str, Any]) -> None:
     values["methods"] = [
         {
@@ -589,7 +623,7 @@ def test_the_documented_search_over_batch_sizes(tmp_path: Path) -> None:
         "none",
         "f1",
     )
-    assert notes == ("Of the sweep file, program has no effect here.",)
+    assert notes == ("Of the sweep file, this has no effect here: program.",)
 
 
 def test_the_documented_search_that_stops_trials(tmp_path: Path) -> None:

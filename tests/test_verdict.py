@@ -20,6 +20,7 @@ def candidate(
     seeds=3,
     method="lora",
     metric="f1",
+    others=None,
 ):
     """A candidate with so many finished seeds; `behind`: how far behind the best, None for it."""
     scores = SplitScores(metrics={}, confusion=[], predictions_path="p")
@@ -46,7 +47,7 @@ def candidate(
         reads_text=method != "majority",
         seeds=[SeedResult(seed=i, validation=scores if summary else None) for i in range(seeds)],
         validation={metric: summary} if summary else {},
-        costs=Costs(inference_examples_per_second=speed, train_seconds=train),
+        costs=Costs(inference_examples_per_second=speed, train_seconds=train, others_share=others),
         comparison=comparison,
     )
 
@@ -124,6 +125,12 @@ def test_the_cheapest_is_fast_first_quick_to_train_second():
     assert cheapest([slow, unknown]).name == "unknown"
     assert cheapest([candidate("a", speed=100), candidate("b", speed=105)]).name == "a"
     assert cheapest([candidate("a", train=9), candidate("b", train=5)]).name == "b"
+
+
+@pytest.mark.parametrize(("share", "name"), [(None, "b"), (0.05, "b"), (0.3, "b"), (0.5, "a"), (1.0, "a")])
+def test_on_a_busy_machine_costs_are_equal_that_it_may_have_made_differ(share, name):
+    slow = candidate("a", speed=10, train=15, others=share)
+    assert cheapest([slow, candidate("b", speed=16, train=9, others=0.0)]).name == name
 
 
 def test_failed_candidates_are_never_chosen_and_are_named():

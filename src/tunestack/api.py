@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunestack.config import BaseConfig, CompareConfig, DataConfig, TrainingConfig
-from tunestack.errors import Problems
+from tunestack.errors import Problems, did_you_mean
 from tunestack.saved import Predictor, load
 from tunestack.settings import checked, overlay, read_settings, read_source, validated
 
@@ -52,7 +53,7 @@ def compare(
     Returns the results, as `results.json` holds them; `results.verdict.sentence` is the answer. Raises
     UserError with all problems before anything trains.
     """
-    _check_arguments(source, data)
+    _check_arguments(compare, source, data)
     given = {
         "data": data,
         "task": task,
@@ -187,7 +188,7 @@ def sweep(
     Returns the results, as `results.json` holds them: `results.search` has every trial. Raises UserError
     with all problems before anything trains.
     """
-    _check_arguments(source, data)
+    _check_arguments(sweep, source, data)
     given = {
         "data": data,
         "task": task,
@@ -271,8 +272,8 @@ def _several(given: Any) -> list[Any] | None:
     return [given] if isinstance(given, str | Mapping) else list(given)
 
 
-def _check_arguments(source: object, data: Mapping[str, Any]) -> None:
-    """Raise UserError for a source that is no name, and fields of training among those of the data."""
+def _check_arguments(function: Callable[..., object], source: object, data: Mapping[str, Any]) -> None:
+    """Raise UserError for a source that is no name, and for what is no argument and no field of the data."""
     problems = Problems()
     if not isinstance(source, str | Path):
         problems.add(
@@ -288,4 +289,8 @@ def _check_arguments(source: object, data: Mapping[str, Any]) -> None:
             found="a field of training",
             fix=f"Write training={{{name!r}: {data[name]!r}}}.",
         )
+    known = [*inspect.signature(function).parameters, *DataConfig.model_fields]
+    for name in sorted(data.keys() - set(known) - TrainingConfig.model_fields.keys()):
+        fix = did_you_mean(name, set(known) - {"source", "data"})
+        problems.add(name, expected="an argument, or a field of the data", found=repr(name), fix=fix)
     problems.raise_if_any()

@@ -61,16 +61,24 @@ def decide(
 def cheapest(candidates: Sequence[Candidate]) -> Candidate:
     """Choose by what is paid in production first: inference speed, then training time, then the order given.
 
-    What is within 10% of the lowest cost counts as equal. A cost that is not known for all of them decides
-    nothing.
+    What is within 10% of the lowest cost counts as equal; where other programs worked beside a measurement,
+    within what they may have added. A cost that is not known for all of them decides nothing.
     """
     remaining = list(candidates)
     for cost in (_inference_seconds, _training_seconds):
         known = {c.name: value for c in remaining if (value := cost(c.costs)) is not None}
         if len(known) == len(remaining):
-            limit = min(known.values()) * SAME_COST
+            limit = min(known.values()) * _same_cost([c.costs for c in remaining])
             remaining = [c for c in remaining if known[c.name] <= limit]
     return remaining[0]
+
+
+def _same_cost(costs: Sequence[Costs]) -> float:
+    """The factor within which costs count as equal. Where others had a share s of the processors, the same
+    work may have taken 1 / (1 - s) times as long.
+    """
+    share = max(cost.others_share or 0.0 for cost in costs)
+    return max(SAME_COST, 1 / (1 - min(share, 0.9)))
 
 
 def _inference_seconds(costs: Costs) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from typing import Any
 
 from peft import PeftConfig
@@ -94,11 +94,18 @@ def matching_names(
                     f"{where}.target_modules",
                     expected=f"names that match {kind} of the base",
                     found=f"{target!r}, which matches none",
-                    fix=did_you_mean(target, {*suffixes, *(name.rpartition(".")[2] for name in suffixes)}),
+                    fix=_mended(wanted, {*suffixes, *(name.rpartition(".")[2] for name in suffixes)}, target),
                 )
     if problems is None:
         collected.raise_if_any()
     return chosen
+
+
+def _mended(wanted: object, known: Set[str], target: str) -> str:
+    """What to write in place of a target. A text is a pattern for whole names, with all that comes before."""
+    if isinstance(wanted, str) and wanted in known:
+        return f"A text is a pattern for whole names; for one module's name write a list: [{wanted}]."
+    return did_you_mean(target, known)
 
 
 def _layers(config: Any, names: list[str]) -> list[int]:

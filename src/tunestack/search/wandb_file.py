@@ -53,7 +53,8 @@ FIRST_PART = re.compile(r"^(eval|val|valid|validation|dev)[/_.]")
 
 def is_wandb_file(values: Mapping[str, Any]) -> bool:
     """Whether a YAML file is a sweep of Weights & Biases."""
-    return isinstance(values.get("method"), str) and "methods" not in values
+    method = values.get("method")
+    return isinstance(method, str) and "methods" not in values and method not in METHODS
 
 
 def read_wandb_file(
@@ -95,7 +96,7 @@ def read_wandb_file(
     settings = overlay(settings, given)
     if rest and isinstance(settings.get("methods"), list):
         settings["methods"] = [_with_fields(entry, rest) for entry in settings["methods"]]
-    notes = (f"Of the sweep file, {', '.join(ignored)} has no effect here.",) if ignored else ()
+    notes = (f"Of the sweep file, this has no effect here: {', '.join(ignored)}.",) if ignored else ()
     return settings, notes
 
 
