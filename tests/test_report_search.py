@@ -18,7 +18,7 @@ from tunestack.report.search import sweep_view
 from tunestack.report.search_plots import (
     trial_curves,
 )
-from tunestack.report.trials import TrialRow, importances, trial_rows
+from tunestack.report.trials import METHOD, TrialRow, importances, trial_rows
 from tunestack.results import Results, SearchSummary, SearchTrial
 
 
@@ -214,6 +214,6 @@ def test_what_the_page_says_is_counted_from_the_trials(sweep: Results) -> None:
     assert view.near == sum(
         c.comparison is not None and not c.comparison.significant for c in sweep.candidates
     )
-    assert view.chosen == view.rows[0].settings
+    assert view.chosen == {METHOD: view.rows[0].trial.method, **view.rows[0].settings}
     pruned = [trial.curve[-1].epoch for trial in sweep.search.trials if trial.state == "pruned"]
     assert f"after {sum(pruned) / len(pruned):.2g} epochs on average" in view.saved

@@ -239,6 +239,10 @@ def test_the_best_are_confirmed_with_several_seeds_and_only_then_tested(
     assert searched.folder == tmp_path / "run/candidates" / best[1] / "seed-0/adapter"
     page = (tmp_path / "run/report.html").read_text()
     assert "tunestack predict confirmed new.csv" in page
+    again = next(one for one in confirmed.candidates if one.name == confirmed.verdict.ship)
+    for split, scores in (("validation", again.validation), ("test", again.test)):
+        tile = f"<dt>Accuracy, {split}, 2 seeds</dt><dd>{scores['accuracy'].mean:.3f}"
+        assert tile in page
 
     events: list[Event] = []
     more = sweep({**values, "trials": 7, "confirm": 3, "seeds": [4, 5]}, events)

@@ -31,7 +31,7 @@ from tunestack.report.standings import (
     side_metrics,
     standings,
 )
-from tunestack.results import HardExample, Results, SeedResult
+from tunestack.results import Candidate, HardExample, Results, SeedResult
 
 MATRIX_CLASSES = 12
 """Up to so many classes the page shows a matrix and every label; beyond, only the most telling ones."""
@@ -84,6 +84,7 @@ def render_html(results: Results, folder: Path) -> str:
         has_test=has_test(results),
         sets=set_table(results, entries),
         sweep=sweep_view(results),
+        confirmed=_confirmed(results, folder),
         cost_columns=cost_columns(results),
         forest=forest(entries),
         scatters=scatters(entries),
@@ -191,6 +192,15 @@ def _still_rising(entries: Sequence[Entry]) -> list[Entry]:
         return len(seed.curves) > 1 and seed.best_epoch == seed.curves[-1].epoch
 
     return [entry for entry in entries if entry.rank and all(rising(seed) for seed in entry.candidate.seeds)]
+
+
+def _confirmed(results: Results, folder: Path) -> Candidate | None:
+    """What the trial to ship reached when it was trained again with several seeds."""
+    if results.search is None or results.search.confirmed is None or results.verdict is None:
+        return None
+    path = folder / results.search.confirmed / "results.json"
+    again = Results.load(path).candidates if path.exists() else []
+    return next((one for one in again if one.name == results.verdict.ship), None)
 
 
 def _predict_command(shipped: Entry | None, results: Results) -> str | None:

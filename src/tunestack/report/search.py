@@ -87,7 +87,7 @@ def sweep_view(results: Results) -> SweepView | None:
         rows=rows,
         first_rows=FIRST_ROWS,
         columns=[Column(name, _numeric(rows, name)) for name in log if name != METHOD],
-        chosen=next((row.settings for row in rows if row.standing == "ship"), {}),
+        chosen=_chosen(rows),
         states=Counter(trial.state for trial in search.trials),
         counts=state_counts(search),
         near=sum(c.comparison is not None and not c.comparison.significant for c in results.candidates),
@@ -102,6 +102,15 @@ def sweep_view(results: Results) -> SweepView | None:
         curves=trial_curves(rows, results.metric),
         occupancy=occupancy(rows),
     )
+
+
+def _chosen(rows: Sequence[TrialRow]) -> dict[str, Any]:
+    """What was searched, of the trial to ship; with its method, where there are several."""
+    several = len({row.trial.method for row in rows}) > 1
+    for row in rows:
+        if row.standing == "ship":
+            return {**({METHOD: row.trial.method} if several else {}), **row.settings}
+    return {}
 
 
 def _numeric(rows: Sequence[TrialRow], name: str) -> bool:

@@ -138,7 +138,7 @@ def notes(space: Space) -> tuple[str, ...]:
         found.append(f"{config.trials} of the {size} points of the grid are tried, chosen at random.")
     if config.pruner != "none" and space.most_evaluations == 1:
         found.append("Trials are evaluated once, at their end: none can be stopped early.")
-    if config.slots is not None and config.slots > _round(space) and learns(space):
+    if config.slots is not None and config.slots > 2 * _round(space) and learns(space):
         who = config.sampler if config.sampler in LEARNING and not space.listed else f"the {config.pruner}"
         found.append(
             f"With {config.slots} slots, {who} knows little: many trials begin before any has ended. Of "

@@ -79,6 +79,8 @@ def _conclude(
     elif best:
         chosen = [study.suggestion(trial.number) for trial in best]
         again = f"training the best {len(chosen)} again"
+        each = f"with {len(plan.config.seeds)} seeds each"
+        notify(Event("note", "", message=f"The search is over: {again}, {each}."))
         notify(Event("counted", "", steps=len(chosen) * len(plan.config.seeds), message=again))
         # Trials keep their numbers and settings: what is there of others, or of fewer seeds, stays of use.
         confirmed = run_comparison(_confirmation(plan, chosen), notify, (*FREE, "methods", "seeds"))
