@@ -21,7 +21,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import AutoModelForSequenceClassification
 
-import fresh
+from saved_baselines import assert_same_in_a_fresh_process
 from tunestack.baselines.base import Baseline, Fitted, read_saved
 from tunestack.baselines.linear_probe import FeatureCache, LinearProbe, TextEncoder
 from tunestack.baselines.logistic import STRENGTHS, Logistic, LogisticOptions, fit_logistic
@@ -354,26 +354,6 @@ def test_the_cache_forgets_old_splits_and_other_bases(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------- save and load
 
-_FRESH = """
-import json, sys
-from pathlib import Path
-import numpy as np
-from tunestack.baselines.base import read_saved
-from tunestack.baselines.registry import find_baseline
-from tunestack.tasks.classification import SequenceClassification
-folder, out, texts, pairs = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
-saved = read_saved(folder)
-base = None
-if saved.base:
-    from tunestack.bases import load_base
-    from tunestack.config import BaseConfig
-    base = load_base(BaseConfig(model=saved.base, dtype="float32", device_map="cpu"))
-task = SequenceClassification(("no", "yes"))
-fitted = find_baseline(saved.baseline, task).load(folder, base)
-split = {"text": texts} if pairs is None else {"text": texts, "text_pair": pairs}
-np.savez(out, p=fitted.answers(task, split), n=[fitted.trainable_parameters, fitted.total_parameters])
-"""
-
 
 @pytest.mark.parametrize("name", [name for name in BASELINES if "classes" in learned(name)])
 @pytest.mark.parametrize("paired", [False, True])
@@ -382,14 +362,7 @@ def test_a_saved_baseline_gives_the_same_in_a_fresh_process(name: str, paired: b
     fields = {"ngram_range": [1, 3], "strip_accents": "unicode"} if name == "tfidf" else {}
     fitted = fit(name, base, fields, PAIRS if paired else None)
     new_pairs = NEW_PAIRS if paired else None
-    fitted.save(tmp_path / "saved")
-    assert {path.suffix for path in (tmp_path / "saved").iterdir()} == {".json", ".safetensors"}
-    out = tmp_path / "fresh.npz"
-    done = fresh.python(_FRESH, tmp_path / "saved", out, json.dumps(NEW), json.dumps(new_pairs))
-    assert done.code == 0, done.err
-    found = np.load(out)
-    np.testing.assert_allclose(found["p"], fitted.answers(CLASSES, split(NEW, new_pairs)), atol=1e-7)
-    assert found["n"].tolist() == [fitted.trainable_parameters, fitted.total_parameters]
+    assert_same_in_a_fresh_process(fitted, CLASSES, split(NEW, new_pairs), tmp_path, {}, 1e-7)
 
 
 @pytest.mark.parametrize("file", ["baseline.json", "baseline.safetensors", "vocabulary.json"])

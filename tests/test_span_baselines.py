@@ -16,9 +16,9 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics.pairwise import cosine_similarity
 from transformers import AutoModel
 
-import fresh
 import tiny
 import tunestack
+from saved_baselines import assert_same_in_a_fresh_process
 from task_samples import QUESTIONS, write_questions
 from tunestack.baselines import span_fit
 from tunestack.baselines.base import Fitted
@@ -305,36 +305,12 @@ def test_no_term_left_is_told() -> None:
 
 # ---------------------------------------------------------------- saved, and in a comparison
 
-_FRESH = """
-import json, sys
-from pathlib import Path
-import numpy as np
-from tunestack.baselines.base import read_saved
-from tunestack.baselines.registry import find_baseline
-from tunestack.tasks.question_answering import QuestionAnswering, QuestionAnsweringOptions
-folder, split = Path(sys.argv[1]), json.loads(sys.argv[3])
-task = QuestionAnswering(("a", "b"), QuestionAnsweringOptions(stride=8, max_answer_tokens=6))
-saved, base = read_saved(folder), None
-if saved.base:
-    from tunestack.bases import load_base
-    from tunestack.config import BaseConfig
-    base = load_base(BaseConfig(model=saved.base, dtype="float32", device_map="cpu"))
-fitted = find_baseline(saved.baseline, task).load(folder, base)
-np.savez(sys.argv[2], p=fitted.answers(task, split), n=[fitted.trainable_parameters, fitted.total_parameters])
-"""
-
 
 @pytest.mark.parametrize("name", ["tfidf", "linear-probe"])
 def test_a_saved_baseline_gives_the_same_in_a_fresh_process(name: str, tmp_path: Path) -> None:
     fitted = nearest(TRAIN, TASK) if name == "tfidf" else probe(tiny.random_base(tmp_path, "bert"))
-    fitted.save(tmp_path / "saved")
-    assert {path.suffix for path in (tmp_path / "saved").iterdir()} == {".json", ".safetensors"}
-    split = TASK.texts(QUESTIONS["test"])
-    done = fresh.python(_FRESH, tmp_path / "saved", tmp_path / "out.npz", json.dumps(split))
-    assert done.code == 0, done.err
-    found = np.load(tmp_path / "out.npz")
-    np.testing.assert_allclose(found["p"], fitted.answers(TASK, split), atol=1e-6)
-    assert found["n"].tolist() == [fitted.trainable_parameters, fitted.total_parameters]
+    options = {"stride": 8, "max_answer_tokens": 6}
+    assert_same_in_a_fresh_process(fitted, TASK, TASK.texts(QUESTIONS["test"]), tmp_path, options, 1e-6)
 
 
 def settings(folder: Path, data: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,9 @@ from sklearn.metrics import log_loss
 from sklearn.preprocessing import StandardScaler
 from transformers import AutoModel
 
-import fresh
 import tiny
 import tunestack
+from saved_baselines import assert_same_in_a_fresh_process
 from task_samples import SAMPLES, TAGGED
 from tunestack.baselines.base import Fitted
 from tunestack.baselines.logistic import STRENGTHS, held_out
@@ -286,38 +285,13 @@ def test_a_probe_refuses_other_bases(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------- saved, and in a comparison
 
-_FRESH = """
-import json, sys
-from pathlib import Path
-import numpy as np
-from tunestack.baselines.base import read_saved
-from tunestack.baselines.registry import find_baseline
-from tunestack.tasks.token_classification import TokenClassification
-folder, split = Path(sys.argv[1]), json.loads(sys.argv[3])
-task = TokenClassification(("B-A", "B-D", "I-A", "O"))
-saved, base = read_saved(folder), None
-if saved.base:
-    from tunestack.bases import load_base
-    from tunestack.config import BaseConfig
-    base = load_base(BaseConfig(model=saved.base, dtype="float32", device_map="cpu"))
-fitted = find_baseline(saved.baseline, task).load(folder, base)
-np.savez(sys.argv[2], p=fitted.answers(task, split), n=[fitted.trainable_parameters, fitted.total_parameters])
-"""
-
 
 @pytest.mark.parametrize("name", ["most-frequent-tag", "linear-probe"])
 def test_a_saved_baseline_gives_the_same_in_a_fresh_process(name: str, tmp_path: Path) -> None:
     fitted: Fitted = (
         frequent(TRAIN) if name == "most-frequent-tag" else probe(tiny.random_base(tmp_path, "bert"))
     )
-    fitted.save(tmp_path / "saved")
-    assert {path.suffix for path in (tmp_path / "saved").iterdir()} == {".json", ".safetensors"}
-    split = TASK.texts(TAGGED["test"])
-    done = fresh.python(_FRESH, tmp_path / "saved", tmp_path / "out.npz", json.dumps(split))
-    assert done.code == 0, done.err
-    found = np.load(tmp_path / "out.npz")
-    np.testing.assert_array_equal(found["p"], fitted.answers(TASK, split))
-    assert found["n"].tolist() == [fitted.trainable_parameters, fitted.total_parameters]
+    assert_same_in_a_fresh_process(fitted, TASK, TASK.texts(TAGGED["test"]), tmp_path, {})
 
 
 @pytest.mark.parametrize("file", ["baseline.safetensors", "words.json"])
