@@ -197,8 +197,10 @@ def test_encoders_without_a_cache_equal_the_formula(tmp_path: Path, kind: str, a
     expected = torch.func.functional_call(exact, own, kwargs=batch).logits
     nn.functional.cross_entropy(expected, labels).backward()
 
-    with torch.no_grad():
-        torch.testing.assert_close(outputs(stack, slot, batch), expected.float(), rtol=1e-5, atol=2e-5)
+    with (
+        torch.no_grad()
+    ):  # scores that T5 does not scale enlarge the rounding of fp32, on some processors more
+        torch.testing.assert_close(outputs(stack, slot, batch), expected.float(), rtol=5e-5, atol=2e-5)
     stack._backward([slot])
     wanted = {name: tensor.grad.float() for name, tensor in {"prompt_embeddings": table, **given}.items()}  # type: ignore[union-attr]
     assert float(wanted["prompt_embeddings"].abs().max()) > 1e-3

@@ -169,7 +169,8 @@ def test_a_text_without_words_and_inputs_longer_than_the_short_attention(tmp_pat
     together = stack._forward([(encoded, np.arange(3))], [slot.span(0, 3, training=False)])
     for index, row in enumerate(together.detach()):
         alone = stack._forward([(encoded, np.array([index]))], [slot.span(0, 1, training=False)])[0]
-        torch.testing.assert_close(alone.detach(), row, rtol=1e-5, atol=1e-5)
+        # Scores that T5 does not scale enlarge the rounding of fp32, on some processors more.
+        torch.testing.assert_close(alone.detach(), row, rtol=2e-4 if kind == "t5" else 1e-5, atol=1e-5)
         assert torch.isfinite(row).all()
 
 

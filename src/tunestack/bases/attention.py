@@ -8,7 +8,7 @@ attention on CPU copies everything to fp32 (math) or has a slow backward on a fe
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
-from tunestack.bases.packing import ARGUMENT, HeadLayout, Packed
+from tunestack.bases.packing import ARGUMENT, Group, HeadLayout, Packed
 
 NAME = "tunestack_short"
 LONGEST = 256
@@ -49,22 +49,16 @@ class _ShortAttention(torch.autograd.Function):
 
 class _PackedAttention(torch.autograd.Function):
     """The same for tokens that stand one after the other, [tokens x heads, head size], each with those of its
-    own text. Texts of about the same length go together.
+    own text.
     """
 
     @staticmethod
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: HeadLayout, scaling: float
     ) -> Tensor:
-        asked, *given = layout.queries.take(query), layout.keys.take(key), layout.keys.take(value)
-        output = torch.empty_like(asked)
-        saved = []
-        for group in layout.groups:
-            own_key, own_value = map(group.given, given)
-            probabilities = _probabilities(group.asked(asked), own_key, group.mask, scaling)
-            torch.bmm(probabilities, own_value, out=group.asked(output))
-            saved.append(probabilities)
-        ctx.save_for_backward(asked, *given, *saved)
+        inputs = layout.queries.take(query), layout.keys.take(key), layout.keys.take(value)
+        output, saved = attend(inputs, layout.groups, scaling)
+        ctx.save_for_backward(*inputs, *saved)
         ctx.layout = layout
         ctx.scaling = scaling
         return layout.queries.give(output)
@@ -74,18 +68,47 @@ class _PackedAttention(torch.autograd.Function):
         query, key, value, *saved = ctx.saved_tensors
         layout: HeadLayout = ctx.layout
         grad = layout.queries.take(grads[0]).index_fill_(0, layout.queries.vacant, 0)
-        grad_query, grad_key, grad_value = (torch.empty_like(tensor) for tensor in (query, key, value))
-        for group, probabilities in zip(layout.groups, saved, strict=True):
-            own = group.asked(grad)
-            torch.bmm(probabilities.transpose(1, 2), own, out=group.given(grad_value))
-            grad_scores = _grad_scores(own, group.given(value), probabilities, ctx.scaling)
-            torch.bmm(grad_scores, group.given(key), out=group.asked(grad_query))
-            torch.bmm(grad_scores.transpose(1, 2), group.asked(query), out=group.given(grad_key))
-        by_place = ((layout.queries, grad_query), (layout.keys, grad_key), (layout.keys, grad_value))
+        found = [torch.empty_like(tensor) for tensor in (query, key, value)]
+        attend_back(grad, (query, key, value), saved, layout.groups, ctx.scaling, found)
+        by_place = zip((layout.queries, layout.keys, layout.keys), found, strict=True)
         one, two, three = (
             places.give(tensor).index_fill_(0, places.silent, 0) for places, tensor in by_place
         )
         return one, two, three, None, None
+
+
+def attend(inputs: Sequence[Tensor], groups: Sequence[Group], scaling: float) -> tuple[Tensor, list[Tensor]]:
+    """Attention of heads that stand group by group, [places, head size]; texts of about the same length go
+    together. inputs: query, key and value. Returns the outputs in the places of the queries, and each group's
+    probabilities.
+    """
+    query, key, value = inputs
+    output = torch.empty_like(query)
+    saved = []
+    for group in groups:
+        probabilities = _probabilities(group.asked(query), group.given(key), group.mask, scaling)
+        torch.bmm(probabilities, group.given(value), out=group.asked(output))
+        saved.append(probabilities)
+    return output, saved
+
+
+def attend_back(
+    grad: Tensor,
+    inputs: Sequence[Tensor],
+    saved: Sequence[Tensor],
+    groups: Sequence[Group],
+    scaling: float,
+    found: Sequence[Tensor],
+) -> None:
+    """Write the gradients of `attend`'s query, key and value into `found`; saved: the probabilities."""
+    query, key, value = inputs
+    grad_query, grad_key, grad_value = found
+    for group, probabilities in zip(groups, saved, strict=True):
+        own = group.asked(grad)
+        torch.bmm(probabilities.transpose(1, 2), own, out=group.given(grad_value))
+        grad_scores = _grad_scores(own, group.given(value), probabilities, scaling)
+        torch.bmm(grad_scores, group.given(key), out=group.asked(grad_query))
+        torch.bmm(grad_scores.transpose(1, 2), group.asked(query), out=group.given(grad_key))
 
 
 class _Scratch(threading.local):

@@ -1,4 +1,5 @@
-"""Frozen linear layers on a processor: weights laid out for oneDNN once, not anew in every call.
+"""Frozen linear layers: their products, and on a processor weights laid out for oneDNN once, not anew in
+every call.
 
 For a few hundred tokens that layout, and adding the bias in a pass of its own, cost as much as the product.
 """
@@ -6,39 +7,92 @@ For a few hundred tokens that layout, and adding the bias in a pass of its own, 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.weak import WeakIdKeyDictionary
 
 MOST_BYTES = 2**30
-"""Weights beyond this are left as they are: the layout is a second copy of them."""
+"""Weights beyond this are left as they are: each layout, forward and back, is a copy of them."""
 _ROWS = 256
 """About how many tokens a batch has; oneDNN chooses the layout for it."""
 
 
+class FrozenWeight:
+    """A weight W [out, in] and a bias [out], or none, that never change: x W^T + b, and g W for the way back.
+
+    packs: whether products use copies of W that are laid out for them, each made when it is first asked for.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, packs: bool) -> None:
+        self.weight = weight
+        self.bias = bias
+        self.packs = packs
+
+    @functools.cached_property
+    def _packed(self) -> Tensor:
+        return _packed(self.weight)
+
+    @functools.cached_property
+    def _packed_back(self) -> Tensor:
+        return _packed(self.weight.t().contiguous())
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """x W^T + b of [rows, in]."""
+        if not self.packs:
+            return functional.linear(rows, self.weight, self.bias)
+        return _product(rows, self._packed, self.bias)
+
+    def back(self, grad: Tensor, beside: Tensor | None = None) -> Tensor:
+        """What x gets of the output's gradient: g W of [rows, out]; beside: what it gets from elsewhere."""
+        if not self.packs:
+            return grad @ self.weight if beside is None else torch.addmm(beside, grad, self.weight)
+        product = _product(grad, self._packed_back, None)
+        return product if beside is None else product.add_(beside)
+
+
+def _packed(weight: Tensor) -> Tensor:
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
+    return packed
+
+
+def _product(rows: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
+    return product
+
+
 class _FrozenLinear(torch.autograd.Function):
-    """x W^T + b in bf16, x [..., features], with a gradient for x alone.
+    """x W^T + b, x [..., features], with a gradient for x alone.
 
     What it gives is no view, so that whoever writes into it costs autograd no copies.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, packed: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: FrozenWeight) -> Tensor:
         ctx.weight = weight
-        rows = x.reshape(-1, x.shape[-1])
-        flat = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
-        result: Tensor = torch.ops.aten._unsafe_view(flat, (*x.shape[:-1], flat.shape[-1]))
-        return result
+        return _shaped(weight.forward(x.reshape(-1, x.shape[-1])), x)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        return grads[0] @ ctx.weight, None, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        grad = grads[0].reshape(-1, grads[0].shape[-1]).contiguous()
+        return _shaped(ctx.weight.back(grad), grads[0]), None
 
 
-def _forward(packed: Tensor, weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-    result: Tensor = _FrozenLinear.apply(x, packed, weight, bias)  # type: ignore[no-untyped-call]
+def _shaped(rows: Tensor, like: Tensor) -> Tensor:
+    """[rows, features] with the leading sizes of another tensor."""
+    shaped: Tensor = torch.ops.aten._unsafe_view(rows, (*like.shape[:-1], rows.shape[-1]))
+    return shaped
+
+
+_frozen: WeakIdKeyDictionary = WeakIdKeyDictionary()
+"""By the modules whose forwards use them."""
+
+
+def _forward(weight: FrozenWeight, x: Tensor) -> Tensor:
+    result: Tensor = _FrozenLinear.apply(x, weight)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -60,9 +114,34 @@ def pack_linears(model: nn.Module, head: Iterable[str]) -> None:
     if not linears or size > MOST_BYTES or not _available():
         return
     for module in linears:
-        weight, bias = module.weight.detach(), None if module.bias is None else module.bias.detach()
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
-        module.forward = functools.partial(_forward, packed, weight, bias)  # type: ignore[method-assign]
+        _frozen[module] = _plain(module)
+        _frozen[module].packs = True
+        module.forward = functools.partial(_forward, _frozen[module])  # type: ignore[method-assign]
+
+
+def joined(modules: Sequence[nn.Linear]) -> FrozenWeight:
+    """Linear layers that read the same input as one, their outputs side by side; all with a bias, or none.
+
+    A single one shares its packed weight with its module; of several the modules' own weights become views of
+    the one matrix.
+    """
+    if len(modules) == 1:
+        own: FrozenWeight = _frozen.get(modules[0]) or _plain(modules[0])
+        return own
+    packs = all(module in _frozen for module in modules)
+    weight = torch.cat([module.weight.detach() for module in modules])
+    bias = None if modules[0].bias is None else torch.cat([module.bias.detach() for module in modules])
+    parts = weight.split([module.out_features for module in modules])
+    for module, part in zip(modules, parts, strict=True):
+        module.weight.data = part
+        if module in _frozen:
+            _frozen[module].weight = part
+    return FrozenWeight(weight, bias, packs)
+
+
+def _plain(module: nn.Linear) -> FrozenWeight:
+    bias = None if module.bias is None else module.bias.detach()
+    return FrozenWeight(module.weight.detach(), bias, packs=False)
 
 
 def _available() -> bool:

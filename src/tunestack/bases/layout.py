@@ -19,6 +19,8 @@ class Layout:
     token alone; None elsewhere.
     encoder: the module that hands embeddings from block to block, where blocks ask for nothing but them and a
     mask of padding, so that they can do without padding; None elsewhere.
+    norms: of a block that is BERT's: the two layer normalisations, behind attention and behind the FFN, by
+    their names in the block; None elsewhere.
     attention_in: the projection that gets attention's input and nothing else; None where query does.
     """
 
@@ -33,6 +35,7 @@ class Layout:
     attention_in: str | None = None
     mixing: str | None = None
     encoder: str | None = None
+    norms: tuple[str, str] | None = None
 
     @property
     def attention_targets(self) -> list[str]:
@@ -51,6 +54,7 @@ _BERT = Layout(
     0,
     mixing="attention",
     encoder="encoder",
+    norms=("attention.output.LayerNorm", "output.LayerNorm"),
 )
 _ROBERTA = replace(_BERT, position_offset=2)
 _LLAMA = Layout("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj")

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tunestack.bases.quantised import plain_weight
-from tunestack.methods.lowrank import LoraPart, drops
+from tunestack.methods.lowrank import LoraPart
 from tunestack.methods.rowwise import scale_rows, shift_rows
 from tunestack.methods.sites import Member, dropout, replace_rows
+from tunestack.methods.updates import drops
 
 
 class DoraPart(LoraPart):
@@ -23,6 +24,8 @@ class DoraPart(LoraPart):
     (section 4.3 of the paper). With dropout, as PEFT has it, b + W x + (g - 1) W x' + g s B A x', where x' is
     what dropout leaves of x.
     """
+
+    low_rank = False
 
     def __init__(
         self, in_features: int, out_features: int, r: int, scaling: float, p: float, module: nn.Module

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from tunestack.methods.sites import Member, Part, draw_mask, given
+from tunestack.methods.updates import Term, Updates, drops
 
 
 class LoraPart(Part):
@@ -21,6 +22,8 @@ class LoraPart(Part):
 
     s = lora_alpha / r, or lora_alpha / sqrt(r) with `use_rslora` (Kalajdzievski, 2023).
     """
+
+    low_rank = True
 
     def __init__(self, in_features: int, out_features: int, r: int, scaling: float, p: float) -> None:
         super().__init__()
@@ -42,101 +45,31 @@ class LoraPart(Part):
     @classmethod
     def after(cls, x: Tensor, y: Tensor, members: Sequence[Member]) -> Tensor:
         """Add every slot's update to its own rows of y, in place."""
-        weights = [weight for member in members for weight in (member.part.A, member.part.B)]
         rows = _dropped(x, members).contiguous()
-        updated: Tensor = _AddUpdates.apply(y.contiguous(), rows, members, *weights)  # type: ignore[no-untyped-call]
+        updates = Updates([Term(member, 0) for member in members], y.shape[-1])
+        updated: Tensor = _AddUpdates.apply(y.contiguous(), rows, updates, *updates.weights)  # type: ignore[no-untyped-call]
         return updated
 
 
 class _AddUpdates(torch.autograd.Function):
-    """Adds s B A x to y slot by slot, x after dropout; never forms an update of y's size.
-
-    Slots that lie side by side with as many rows each share every product, ranks padded with zeros. y comes
-    first: a linear's output is a view, and autograd takes the first input of a function that writes into a
-    view to be that view.
+    """`Updates` for autograd. y comes first: a linear's output is a view, and autograd takes the first input
+    of a function that writes into a view to be that view.
     """
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, x: Tensor, members: Sequence[Member], *weights: Tensor) -> Tensor:
-        ctx.groups = _groups(members)
-        ctx.whole = sum(m.span.stop - m.span.start for m in members) == x.shape[0]
-        pairs = iter(zip(weights[::2], weights[1::2], strict=True))
-        saved: list[Tensor] = []
-        for group in ctx.groups:
-            own = [next(pairs) for _ in group]
-            a = _stacked([a for a, _ in own]).to(x.dtype)
-            b = _stacked([b.t() for _, b in own]).mul_(_scalings(group, a.device)).to(x.dtype)
-            low = torch.bmm(_rows(x, group), a.transpose(1, 2))
-            _rows(y, group).baddbmm_(low, b)
-            saved += [a, b, low]
-        ctx.save_for_backward(x, *saved)
+    def forward(ctx: Any, y: Tensor, x: Tensor, updates: Updates, *weights: Tensor) -> Tensor:
+        ctx.updates = updates
+        ctx.save_for_backward(x, *updates.add(y, x))
         ctx.mark_dirty(y)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad = grads[0].contiguous()
-        x, *others = ctx.saved_tensors
-        grad_x: Tensor | None = None
-        if ctx.needs_input_grad[1]:
-            grad_x = torch.empty_like(x) if ctx.whole else torch.zeros_like(x)
-        tensors = iter(others)
-        grad_weights: list[Tensor | None] = []
-        for group in ctx.groups:
-            a, b, low = (next(tensors) for _ in range(3))
-            upper = _rows(grad, group)
-            grad_low = torch.bmm(upper, b.transpose(1, 2))
-            grad_a = torch.bmm(grad_low.transpose(1, 2), _rows(x, group))
-            grad_b = torch.bmm(low.transpose(1, 2), upper).mul_(_scalings(group, low.device))
-            for member, its_a, its_b in zip(group, grad_a, grad_b, strict=True):
-                r = member.part.A.shape[0]
-                grad_weights += [its_a[:r], its_b[:r].t()]
-            if grad_x is not None:
-                torch.bmm(grad_low, a, out=_rows(grad_x, group))
+        x, *kept = ctx.saved_tensors
+        grad_x = ctx.updates.room(x) if ctx.needs_input_grad[1] else None
+        grad_weights = ctx.updates.back(grad, x, kept, grad_x, beta=0)
         return (grad, grad_x, None, *grad_weights)
-
-
-def drops(member: Member) -> bool:
-    """Whether the member's input passes through dropout."""
-    return member.span.noise is not None and member.part.p > 0
-
-
-def _groups(members: Sequence[Member]) -> list[list[Member]]:
-    """The members in runs that lie side by side with as many rows each."""
-    groups: list[list[Member]] = []
-    for member in members:
-        span, last = member.span, groups[-1][-1].span if groups else None
-        joins = last and last.stop == span.start and last.stop - last.start == span.stop - span.start
-        if joins:
-            groups[-1].append(member)
-        else:
-            groups.append([member])
-    return groups
-
-
-def _rows(x: Tensor, group: Sequence[Member]) -> Tensor:
-    """The group's rows as matrices [members, rows x tokens, features]; a view of a contiguous x."""
-    return x[group[0].span.start : group[-1].span.stop].view(len(group), -1, x.shape[-1])
-
-
-def _stacked(weights: Sequence[Tensor]) -> Tensor:
-    """Matrices [r, features] of different r as one [members, largest r, features], zeros below."""
-    most = max(weight.shape[0] for weight in weights)
-    if all(weight.shape[0] == most for weight in weights):
-        return torch.stack(list(weights))
-    stacked = weights[0].new_zeros(len(weights), most, weights[0].shape[1])
-    for place, weight in zip(stacked, weights, strict=True):
-        place[: weight.shape[0]] = weight
-    return stacked
-
-
-def _scalings(group: Sequence[Member], device: torch.device) -> Tensor | float:
-    """The members' scalings, dropout's 1 / (1 - p) included, to multiply [members, r, features] with."""
-    values = [
-        member.part.scaling / (1 - member.part.p) if drops(member) else member.part.scaling
-        for member in group
-    ]
-    return values[0] if len(set(values)) == 1 else torch.tensor(values, device=device).view(-1, 1, 1)
 
 
 @dataclass
@@ -194,11 +127,21 @@ def _dropped(x: Tensor, members: Sequence[Member]) -> Tensor:
     begun = [seen.begun.setdefault((member.span.slot, holder), member.site) for member in wet]
     begins = any(site == member.site for site, member in zip(begun, wet, strict=True))
     if begins or seen.dropped is None or seen.whose != whose:
-        keep, done = torch.empty_like(x), 0
-        for site, member in zip(sites, wet, strict=True):
-            keep[done : member.span.start] = 1
-            done = member.span.stop
-            draw_mask(keep[member.span.start : done], member.part.p, member.span, site)
-        keep[done:] = 1
-        seen.whose, seen.dropped = whose, x * keep
+        seen.whose, seen.dropped = (
+            whose,
+            x * fill_keep(torch.empty_like(x), list(zip(sites, wet, strict=True))),
+        )
     return seen.dropped
+
+
+def fill_keep(keep: Tensor, wet: Sequence[tuple[str, Member]]) -> Tensor:
+    """Write ones where an input of keep's shape is kept, zeros where it is dropped: for every member the mask
+    of the site given with it. Returns keep.
+    """
+    done = 0
+    for site, member in wet:
+        keep[done : member.span.start] = 1
+        done = member.span.stop
+        draw_mask(keep[member.span.start : done], member.part.p, member.span, site)
+    keep[done:] = 1
+    return keep

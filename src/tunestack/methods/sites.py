@@ -149,10 +149,13 @@ class Part(nn.Module):
     """One slot's weights at one site. A family overrides what it needs.
 
     replaces: the part's output takes the place of the module's own, which is not computed for its rows.
+    low_rank: it adds s B A dropout(x) to its linear layer's output and does nothing else; A, B, `scaling` (s)
+    and `p` are attributes.
     last: it acts after parts that are not, where a slot has several at one site.
     """
 
     replaces: ClassVar[bool] = False
+    low_rank: ClassVar[bool] = False
     last: ClassVar[bool] = False
 
     @classmethod

@@ -22,6 +22,7 @@ from tunestack.data.encode import Encoded
 from tunestack.errors import Problem, UserError
 from tunestack.methods.base import with_head
 from tunestack.methods.sites import Dropout, Host, SharedInputError, Span
+from tunestack.methods.whole_blocks import open_whole
 from tunestack.stack.events import Event, Notify, event_of
 from tunestack.stack.generation import generate
 from tunestack.stack.lanes import Lanes
@@ -35,6 +36,9 @@ End = Callable[[Slot, float], None]
 
 EVALUATION_TOKENS = 8192
 """Padded tokens of one evaluation batch, all slots together."""
+
+_NO_MASK = torch.zeros(1, 1, 1, 1)
+"""What transformers takes for a mask that is made already, where nobody asks for one."""
 
 
 class Occupant(Protocol):
@@ -65,6 +69,8 @@ class Stack:
         self.host = Host(loaded.model, loaded.head, loaded.fresh, work.base.tokenizer)
         self.device = work.base.device
         self.packs = loaded.packs and not autocast
+        if self.packs:
+            open_whole(loaded.model, self.host, work.task.reads_first_token)
         self.width: int | None = None
         self.lanes = Lanes(self.device)
         self._autocast = autocast and work.base.dtype != torch.float32
@@ -219,6 +225,7 @@ class Stack:
         if packed:
             owners = [span.stop - span.start for span in spans]
             there[ARGUMENT] = places = Packed(batch["attention_mask"], owners)
+            there["attention_mask"] = _NO_MASK
             starts = places.starts
         self.host.rows.set(owned, batch["input_ids"].shape[1], starts)
         with self._precision():

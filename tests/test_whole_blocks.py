@@ -1,0 +1,192 @@
+"""Blocks computed whole give what their modules give, and leave alone what they cannot do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import tiny
+from task_samples import SAMPLES
+from tunestack.bases import frozen
+from tunestack.methods import whole_blocks
+from tunestack.stack.slot import Slot
+from tunestack.stack.stack import Stack
+from tunestack.stack.work import Workload
+
+COMPANY: list[dict[str, Any]] = [
+    {"r": 3, "lora_dropout": 0.3},
+    {"r": 2, "target_modules": "all-linear", "lora_alpha": 5},
+    {"r": 5, "target_modules": ["value"], "layers_to_transform": [1]},
+    {"r": 4, "target_modules": ["key", "attention.output.dense"], "lora_dropout": 0.2},
+    {"r": 1, "target_modules": "all-linear", "lora_dropout": 0.1},
+    {"r": 2, "target_modules": ["query", "intermediate.dense"], "layers_to_transform": [0]},
+]
+"""Trials that share blocks: other ranks, modules, layers, scalings and dropout."""
+
+
+def opened(folder: Path, kind: str, task: str = "classification", **options: Any) -> tuple[Stack, list[Slot]]:
+    base = tiny.open_base(f"random:{tiny.write_config(folder, kind)}", **options)
+    sample = SAMPLES[task]
+    work = Workload(base, sample.make(), sample.splits, "")
+    stack = Stack(work, base.load_model(work.task.auto_class, work.task.model_config(base)))
+    slots = [
+        stack.open(tiny.trial(base, f"{place}", place + 1, batch_size=2 + place % 2, **fields))
+        for place, fields in enumerate(COMPANY)
+    ]
+    for steps, slot in enumerate(slots):
+        slot.progress.step = steps % 2
+        with torch.no_grad():  # B is zero at the start, and hides what A gets
+            noise = torch.randn(slot.flat.shape, generator=torch.Generator().manual_seed(steps))
+            slot.flat.add_(noise, alpha=0.1)
+    return stack, slots
+
+
+@pytest.fixture
+def whole(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the blocks that were computed whole, as they come."""
+    names: list[str] = []
+    layers = whole_blocks._layers
+
+    def watched(block: Any, *args: Any) -> Any:
+        found = layers(block, *args)
+        if found is not None:
+            names.append(block.name)
+        return found
+
+    monkeypatch.setattr(whole_blocks, "_layers", watched)
+    return names
+
+
+def module_by_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(whole_blocks, "_layers", lambda *args: None)
+
+
+def backward(stack: Stack, slots: list[Slot]) -> tuple[list[float], list[Tensor]]:
+    return stack._backward(slots), [slot.grad.clone() for slot in slots]
+
+
+@pytest.mark.parametrize(
+    ("kind", "task"),
+    [
+        ("bert", "classification"),  # the last block goes on with first tokens
+        ("roberta", "classification"),
+        ("electra", "classification"),
+        ("bert", "token-classification"),
+        ("roberta", "question-answering"),
+    ],
+)
+@pytest.mark.parametrize("together", [True, False])
+def test_losses_gradients_and_answers_are_those_of_the_modules(
+    tmp_path: Path, kind: str, task: str, together: bool, whole: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dropout included: its masks are the same ones."""
+    stack, slots = opened(tmp_path, kind, task)
+    encoded = stack.work.encoded("validation", 512)
+    groups = [slots] if together else [[slot] for slot in slots]
+    ours = [backward(stack, group) for group in groups]
+    answers = stack.outputs(slots, encoded)
+    assert len(set(whole)) == stack.host.model.config.num_hidden_layers
+    module_by_module(monkeypatch)
+    for group, (losses, gradients) in zip(groups, ours, strict=True):
+        expected, theirs = backward(stack, group)
+        assert losses == pytest.approx(expected, abs=1e-6)
+        for mine, right in zip(gradients, theirs, strict=True):
+            assert right.abs().max() > 1e-3
+            torch.testing.assert_close(mine, right, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(answers, stack.outputs(slots, encoded), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(not frozen._available(), reason="PyTorch cannot pack bf16 weights here")
+def test_so_they_are_in_bf16_with_packed_weights(
+    tmp_path: Path, whole: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack, slots = opened(tmp_path, "bert", dtype="bfloat16")
+    losses, gradients = backward(stack, slots)
+    assert whole
+    module_by_module(monkeypatch)
+    expected, theirs = backward(stack, slots)
+    assert losses == pytest.approx(expected, abs=0.02)
+    for mine, right in zip(gradients, theirs, strict=True):
+        assert torch.nn.functional.cosine_similarity(mine, right, dim=0) > 0.995
+        assert mine.norm() == pytest.approx(float(right.norm()), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"method": "ia3"},
+        {"method": "series"},
+        {"method": "layernorm"},
+        {"use_dora": True},
+        {"bias": "all"},
+        {"base_dropout": True},
+    ],
+    ids=str,
+)
+def test_where_a_slot_does_anything_else_modules_run(
+    tmp_path: Path, fields: dict[str, Any], whole: list[str]
+) -> None:
+    stack, slots = opened(tmp_path, "bert")
+    base = stack.work.base
+    alone = backward(stack, slots)
+    assert whole
+    whole.clear()
+    other = stack.open(tiny.trial(base, "other", 9, **fields))
+    losses, gradients = backward(stack, [*slots, other])
+    assert not whole
+    assert losses[:-1] == pytest.approx(alone[0], abs=1e-6)
+    for mine, right in zip(gradients[:-1], alone[1], strict=True):
+        torch.testing.assert_close(mine, right, rtol=1e-4, atol=1e-6)
+    stack.close(other)
+    backward(stack, slots)
+    assert whole
+
+
+def test_only_blocks_in_which_it_does_run_module_by_module(tmp_path: Path, whole: list[str]) -> None:
+    stack, slots = opened(tmp_path, "bert")
+    other = tiny.trial(stack.work.base, "other", 9, use_dora=True, layers_to_transform=[1])
+    backward(stack, [*slots, stack.open(other)])
+    assert [name.rpartition(".")[2] for name in whole] == ["0"] * len(whole)
+    assert whole
+
+
+def test_the_model_keeps_its_weights_under_their_names(tmp_path: Path) -> None:
+    base = tiny.random_base(tmp_path, "bert")
+    work = tiny.workload(base)
+    loaded = base.load_model(work.task.auto_class, work.task.model_config(base))
+    before = {name: weight.clone() for name, weight in loaded.model.state_dict().items()}
+    stack = Stack(work, loaded)
+    after = loaded.model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    name = "bert.encoder.layer.1.attention.self.key"
+    own: Any = stack.host.pristine(name)
+    assert torch.equal(own.weight, before[f"{name}.weight"])
+    assert own.weight.untyped_storage().nbytes() == own.weight.nbytes
+
+
+def test_a_second_stack_on_a_model_is_not_taken_for_the_first(tmp_path: Path, whole: list[str]) -> None:
+    """Nobody does so here, but a wrong answer would be silent."""
+    base = tiny.random_base(tmp_path, "bert")
+    sample = SAMPLES["token-classification"]
+    work = Workload(base, sample.make(), sample.splits, "")
+    loaded = base.load_model(work.task.auto_class, work.task.model_config(base))
+    found = []
+    for _ in range(2):
+        stack = Stack(work, loaded)
+        slot = stack.open(tiny.trial(base, "same", 1, init_lora_weights=False))
+        found.append(backward(stack, [slot]))
+        stack.close(slot)
+    assert whole
+    assert found[0][0] == pytest.approx(found[1][0], abs=1e-6)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-4, atol=1e-6)
+
+
+def test_blocks_whose_activations_are_computed_again_are_left_alone(tmp_path: Path, whole: list[str]) -> None:
+    stack, slots = opened(tmp_path, "bert", gradient_checkpointing=True)
+    backward(stack, slots)
+    assert not whole
