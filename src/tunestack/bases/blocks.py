@@ -74,6 +74,11 @@ class EncoderBlock:
     scaling: float
     last: bool
 
+    @property
+    def linears(self) -> tuple[Linear, Linear, Linear, Linear]:
+        """All linear layers, in the order in which a text passes through them."""
+        return self.attention, self.out, self.up, self.down
+
 
 def encoder_blocks(model: PreTrainedModel) -> list[EncoderBlock]:
     """All blocks of the model's encoder; none where one of them is not, or not plainly, of this kind.
@@ -96,7 +101,7 @@ def encoder_blocks(model: PreTrainedModel) -> list[EncoderBlock]:
 
 def _plain(block: nn.Module) -> bool:
     """Whether it holds torch's own six linear layers and two norms and no other weights, and nobody has taken
-    its forward over.
+    the block's own forward over.
     """
     owners = [module for module in block.modules() if any(True for _ in module.parameters(recurse=False))]
     linears = [module for module in owners if type(module) is nn.Linear and module.bias is not None]

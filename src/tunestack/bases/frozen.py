@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.utils.weak import WeakIdKeyDictionary
 
 MOST_BYTES = 2**30
-"""Weights beyond this are left as they are: each layout, forward and back, is a copy of them."""
+"""Weights beyond this are left as they are: each layout, forward and back, is one more copy of them."""
 _ROWS = 256
 """About how many tokens a batch has; oneDNN chooses the layout for it."""
 
@@ -55,7 +55,8 @@ class FrozenWeight:
 
 
 def _packed(weight: Tensor) -> Tensor:
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
+    with torch.inference_mode(False):  # training uses it after an evaluation, too
+        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
     return packed
 
 

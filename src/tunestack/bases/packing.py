@@ -85,7 +85,8 @@ class Group:
         return self._of(places, *self.keys)
 
     def _of(self, places: Tensor, start: int, count: int) -> Tensor:
-        return places[start : start + self.texts * count].view(self.texts, count, -1)
+        whole = self.texts * count == len(places)
+        return (places if whole else places[start : start + self.texts * count]).view(self.texts, count, -1)
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,6 @@ class DoraPart(LoraPart):
     what dropout leaves of x.
     """
 
-    low_rank = False
-
     def __init__(
         self, in_features: int, out_features: int, r: int, scaling: float, p: float, module: nn.Module
     ) -> None:

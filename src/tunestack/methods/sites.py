@@ -1,8 +1,8 @@
 """Where adapters meet the base: rows know their slot, sites apply each slot's weights to its own rows.
 
 One batch holds the rows of all slots, slot after slot. The Hugging Face model runs unchanged on all of
-them; a `Site` takes over the forward of one of its modules and lets every slot's `Part` act there.
-Names of modules and parameters stay what they are.
+them (blocks that `whole_blocks` computes give the same); a `Site` takes over the forward of one of its
+modules and lets every slot's `Part` act there. Names of modules and parameters stay what they are.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ class Part(nn.Module):
 
     replaces: the part's output takes the place of the module's own, which is not computed for its rows.
     low_rank: it adds s B A dropout(x) to its linear layer's output and does nothing else; A, B, `scaling` (s)
-    and `p` are attributes.
+    and `p` are attributes, one such part a slot and site. Said by a class of itself: no subclass inherits it.
     last: it acts after parts that are not, where a slot has several at one site.
     """
 

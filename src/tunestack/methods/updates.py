@@ -117,7 +117,7 @@ class Updates:
             grad_low = group.scaled(torch.bmm(upper, b.transpose(1, 2)))
             grad_a = torch.bmm(grad_low.transpose(1, 2), group.rows(x))
             grad_b = torch.bmm(low.transpose(1, 2), upper)
-            found += group.parted(grad_a, grad_b)
+            found += group.parted(grad_a.float(), grad_b.float())  # weights are fp32
             if grad_x is not None:
                 group.rows(grad_x).baddbmm_(grad_low, a, beta=beta)
         return found
@@ -128,7 +128,7 @@ class Updates:
         every_a = [_stacked([None if one is None else one.part.A for one in own]) for own in terms]
         every_b = [_stacked([None if one is None else one.part.B.t() for one in own]) for own in terms]
         if len(every_a) == 1 and every_b[0].shape[2] == self.width:
-            return every_a[0].to(x.dtype), every_b[0].to(x.dtype)
+            return every_a[0].to(x.dtype), every_b[0].to(x.dtype).contiguous()
         a = torch.cat(every_a, 1).to(x.dtype)
         b, done = x.new_zeros(group.slots, a.shape[1], self.width), 0
         for column, own in zip(group.terms, every_b, strict=True):
@@ -154,6 +154,8 @@ def _groups(terms: Sequence[Term]) -> list[_Group]:
         else:
             runs.append([span])
     by_place = {(term.column, term.member.span.start): term.member for term in terms}
+    if len(by_place) < len(terms):
+        raise ValueError("a slot has two low-rank updates in one place")
     columns = sorted({term.column for term in terms})
     return [
         _Group(run, {column: [by_place.get((column, span.start)) for span in run] for column in columns})
@@ -166,6 +168,8 @@ def _stacked(weights: Sequence[Tensor | None]) -> Tensor:
     there is none.
     """
     there = [weight for weight in weights if weight is not None]
+    if len(weights) == 1:
+        return there[0].unsqueeze(0)
     most = max(weight.shape[0] for weight in there)
     if len(there) == len(weights) and all(weight.shape[0] == most for weight in there):
         return torch.stack(there)

@@ -22,7 +22,7 @@ from tunestack.bases.attention import attend, attend_back
 from tunestack.bases.blocks import EncoderBlock, Linear, encoder_blocks
 from tunestack.bases.packing import ARGUMENT, JointLayout, Packed
 from tunestack.methods.lowrank import fill_keep
-from tunestack.methods.sites import Host, Member, Span
+from tunestack.methods.sites import Host, Member, Part, Span
 from tunestack.methods.updates import Term, Updates, drops
 
 
@@ -61,22 +61,26 @@ def _layers(block: EncoderBlock, host: Host, hidden: Tensor, first: bool) -> lis
     tokens = host.rows.of(hidden)
     if not tokens:
         return None
-    linears = (block.attention, block.out, block.up, block.down)
-    known = {name for linear in linears for name in linear.columns}
+    known = {name for linear in block.linears for name in linear.columns}
     for name, site in host.sites.items():
         if not name.startswith(f"{block.name}."):
             continue
         kinds = host.rows.members(site.parts, name, tokens)
-        if kinds and not (name in known and all(kind.low_rank for kind in kinds)):
+        if kinds and not (name in known and all(map(_only_adds, kinds))):
             return None
     layers = []
-    for linear in linears:
+    for linear in block.linears:
         # Behind the last attention every text is one row, but dropout is drawn for what attention gives.
         texts = first and linear is not block.attention
         members = _members(linear, host, None if texts else tokens)
         drawn = _members(linear, host, tokens) if texts and linear is block.out else members
         layers.append(_Layer(linear, members, drawn))
     return layers
+
+
+def _only_adds(kind: type[Part]) -> bool:
+    """What a class says of itself: a subclass may do more."""
+    return bool(vars(kind).get("low_rank", False))
 
 
 def _members(linear: Linear, host: Host, spans: Sequence[Span] | None) -> list[Member]:
@@ -182,7 +186,7 @@ class _WholeBlock(torch.autograd.Function):
         grad_end = block.last_norm.back(grad, end, last_mean, last_rstd)
         grad_wide = down.weight.back(grad_end)
         found_down = down.back(grad_end, of_down, grad_wide)
-        grad_wide = torch.ops.aten.gelu_backward(grad_wide, wide)
+        torch.ops.aten.gelu_backward.grad_input(grad_wide, wide, grad_input=grad_wide)
         grad_h = up.weight.back(grad_wide, beside=grad_end)
         found_up = up.back(grad_wide, of_up, grad_h)
         grad_middle = block.norm.back(grad_h, middle, mean, rstd)

@@ -302,7 +302,10 @@ class Stack:
         for indices in evaluation_batches(sizes, max(1, tokens // len(slots))):
             chosen = [(encoded, indices)] * len(slots)
             spans = _spans(slots, chosen, training=False)
-            logits = self._forward(chosen, spans, packed=packed)
+            try:
+                logits = self._forward(chosen, spans, packed=packed)
+            finally:
+                self.host.rows.set(())
             kept = [self.work.task.collect(self._own(logits, span), encoded, indices).cpu() for span in spans]
             if results is None:
                 results = torch.zeros(len(slots), len(encoded), *kept[0].shape[1:])
