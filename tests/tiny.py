@@ -26,7 +26,7 @@ from tunestack.stack.work import Outcome, Workload
 from tunestack.tasks.classification import SequenceClassification
 
 HIDDEN, LAYERS, TOKENS = 16, 2, 96
-CONFIGS = tiny_configs(HIDDEN, layers=LAYERS, tokens=TOKENS)
+CONFIGS = tiny_configs(HIDDEN, inner=2 * HIDDEN, layers=LAYERS, tokens=TOKENS)
 LABELS = ["calm", "urgent"]
 
 

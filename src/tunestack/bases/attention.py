@@ -8,7 +8,7 @@ attention on CPU copies everything to fp32 (math) or has a slow backward on a fe
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,7 +17,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
-from tunestack.bases.packing import ARGUMENT, Group, HeadLayout, Packed
+from tunestack.bases.packing import ARGUMENT, HeadLayout, Packed
+from tunestack.kernels import attention
+from tunestack.kernels.attention import Texts
+from tunestack.kernels.library import has_kernels
 
 NAME = "tunestack_short"
 LONGEST = 256
@@ -56,9 +59,14 @@ class _PackedAttention(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: HeadLayout, scaling: float
     ) -> Tensor:
-        inputs = layout.queries.take(query), layout.keys.take(key), layout.keys.take(value)
-        output, saved = attend(inputs, layout.groups, scaling)
-        ctx.save_for_backward(*inputs, *saved)
+        query, key, value = layout.queries.take(query), layout.keys.take(key), layout.keys.take(value)
+        output = torch.empty_like(query)
+        saved = []
+        for group in layout.groups:
+            probabilities = _probabilities(group.asked(query), group.given(key), group.mask, scaling)
+            torch.bmm(probabilities, group.given(value), out=group.asked(output))
+            saved.append(probabilities)
+        ctx.save_for_backward(query, key, value, *saved)
         ctx.layout = layout
         ctx.scaling = scaling
         return layout.queries.give(output)
@@ -69,7 +77,13 @@ class _PackedAttention(torch.autograd.Function):
         layout: HeadLayout = ctx.layout
         grad = layout.queries.take(grads[0]).index_fill_(0, layout.queries.vacant, 0)
         found = [torch.empty_like(tensor) for tensor in (query, key, value)]
-        attend_back(grad, (query, key, value), saved, layout.groups, ctx.scaling, found)
+        grad_query, grad_key, grad_value = found
+        for group, probabilities in zip(layout.groups, saved, strict=True):
+            own = group.asked(grad)
+            torch.bmm(probabilities.transpose(1, 2), own, out=group.given(grad_value))
+            grad_scores = _grad_scores(own, group.given(value), probabilities, ctx.scaling)
+            torch.bmm(grad_scores, group.given(key), out=group.asked(grad_query))
+            torch.bmm(grad_scores.transpose(1, 2), group.asked(query), out=group.given(grad_key))
         by_place = zip((layout.queries, layout.keys, layout.keys), found, strict=True)
         one, two, three = (
             places.give(tensor).index_fill_(0, places.silent, 0) for places, tensor in by_place
@@ -77,38 +91,28 @@ class _PackedAttention(torch.autograd.Function):
         return one, two, three, None, None
 
 
-def attend(inputs: Sequence[Tensor], groups: Sequence[Group], scaling: float) -> tuple[Tensor, list[Tensor]]:
-    """Attention of heads that stand group by group, [places, head size]; texts of about the same length go
-    together. inputs: query, key and value. Returns the outputs in the places of the queries, and each group's
-    probabilities.
-    """
-    query, key, value = inputs
-    output = torch.empty_like(query)
-    saved = []
-    for group in groups:
-        probabilities = _probabilities(group.asked(query), group.given(key), group.mask, scaling)
-        torch.bmm(probabilities, group.given(value), out=group.asked(output))
-        saved.append(probabilities)
-    return output, saved
+class _TextAttention(torch.autograd.Function):
+    """The same compiled, [tokens, heads x head size]."""
 
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, texts: Texts, heads: int, scaling: float
+    ) -> Tensor:
+        output, sums = attention.attend((query, key, value), texts, heads, scaling)
+        ctx.save_for_backward(query, key, value, sums)
+        ctx.call = texts, heads, scaling
+        if not texts.first:
+            return output
+        return torch.zeros_like(query).index_copy_(0, texts.starts, output)
 
-def attend_back(
-    grad: Tensor,
-    inputs: Sequence[Tensor],
-    saved: Sequence[Tensor],
-    groups: Sequence[Group],
-    scaling: float,
-    found: Sequence[Tensor],
-) -> None:
-    """Write the gradients of `attend`'s query, key and value into `found`; saved: the probabilities."""
-    query, key, value = inputs
-    grad_query, grad_key, grad_value = found
-    for group, probabilities in zip(groups, saved, strict=True):
-        own = group.asked(grad)
-        torch.bmm(probabilities.transpose(1, 2), own, out=group.given(grad_value))
-        grad_scores = _grad_scores(own, group.given(value), probabilities, scaling)
-        torch.bmm(grad_scores, group.given(key), out=group.asked(grad_query))
-        torch.bmm(grad_scores.transpose(1, 2), group.asked(query), out=group.given(grad_key))
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        *inputs, sums = ctx.saved_tensors
+        texts, heads, scaling = ctx.call
+        grad = grads[0].index_select(0, texts.starts) if texts.first else grads[0].contiguous()
+        found = [torch.zeros_like(tensor) for tensor in inputs]
+        attention.attend_back(grad, inputs, sums, texts, heads, scaling, found)
+        return (*found, None, None, None)
 
 
 class _Scratch(threading.local):
@@ -171,9 +175,13 @@ def _grad_scores(grad: Tensor, value: Tensor, probabilities: Tensor, scaling: fl
 def _packed_attention(query: Tensor, key: Tensor, value: Tensor, packed: Packed, scaling: float) -> Tensor:
     """Attention of tokens that are rows of their own, [tokens, heads, 1, head size]."""
     tokens, heads, _, size = query.shape
-    layout = packed.heads(heads)
-    flat = [tensor.reshape(tokens * heads, size) for tensor in (query, key, value)]
-    output: Tensor = _PackedAttention.apply(*flat, layout, scaling)  # type: ignore[no-untyped-call]
+    output: Tensor
+    if has_kernels(query.dtype, query.device):
+        rows = [tensor.reshape(tokens, heads * size) for tensor in (query, key, value)]
+        output = _TextAttention.apply(*rows, packed.texts, heads, scaling)  # type: ignore[no-untyped-call]
+    else:
+        flat = [tensor.reshape(tokens * heads, size) for tensor in (query, key, value)]
+        output = _PackedAttention.apply(*flat, packed.heads(heads), scaling)  # type: ignore[no-untyped-call]
     return output.view(tokens, 1, heads, size)
 
 

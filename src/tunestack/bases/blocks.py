@@ -11,7 +11,6 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -34,23 +33,11 @@ class Linear:
 
 @dataclass(frozen=True)
 class Norm:
-    """Layer normalisation, and its way back."""
+    """Layer normalisation."""
 
     weight: Tensor
     bias: Tensor
     eps: float
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The normalised rows, and the mean and reciprocal deviation that they had."""
-        return torch.native_layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
-
-    def back(self, grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
-        """What x gets."""
-        shape, mask = self.weight.shape, (True, False, False)
-        found: Tensor = torch.ops.aten.native_layer_norm_backward(
-            grad, x, shape, mean, rstd, self.weight, self.bias, mask
-        )[0]
-        return found
 
 
 @dataclass(frozen=True)

@@ -46,12 +46,9 @@ class FrozenWeight:
             return functional.linear(rows, self.weight, self.bias)
         return _product(rows, self._packed, self.bias)
 
-    def back(self, grad: Tensor, beside: Tensor | None = None) -> Tensor:
-        """What x gets of the output's gradient: g W of [rows, out]; beside: what it gets from elsewhere."""
-        if not self.packs:
-            return grad @ self.weight if beside is None else torch.addmm(beside, grad, self.weight)
-        product = _product(grad, self._packed_back, None)
-        return product if beside is None else product.add_(beside)
+    def back(self, grad: Tensor) -> Tensor:
+        """What x gets of the output's gradient: g W of [rows, out]."""
+        return _product(grad, self._packed_back, None) if self.packs else grad @ self.weight
 
 
 def _packed(weight: Tensor) -> Tensor:

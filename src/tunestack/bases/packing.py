@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from tunestack.arrays import IntArray
 from tunestack.bases.layout import LAYOUTS
+from tunestack.kernels.attention import Texts
 
 ARGUMENT = "tunestack_packed"
 """Models hand keywords that they do not know down to their attention."""
@@ -85,8 +86,7 @@ class Group:
         return self._of(places, *self.keys)
 
     def _of(self, places: Tensor, start: int, count: int) -> Tensor:
-        whole = self.texts * count == len(places)
-        return (places if whole else places[start : start + self.texts * count]).view(self.texts, count, -1)
+        return places[start : start + self.texts * count].view(self.texts, count, -1)
 
 
 @dataclass(frozen=True)
@@ -96,23 +96,6 @@ class HeadLayout:
     queries: Places
     keys: Places
     groups: tuple[Group, ...]
-
-
-@dataclass(frozen=True)
-class JointLayout:
-    """The same where the queries, keys and values of a token stand side by side, [tokens x 3 x heads, head
-    size].
-
-    inputs: all places of queries, then of keys, then of values. counts: how many these are. outputs: where
-    attention's outputs stand among its queries, [tokens or texts x heads, head size]. firsts: the tokens that
-    are answered, where these are only the texts' first ones.
-    """
-
-    inputs: Places
-    counts: tuple[int, int, int]
-    outputs: Places
-    groups: tuple[Group, ...]
-    firsts: Tensor | None
 
 
 class Packed:
@@ -144,7 +127,6 @@ class Packed:
         self.spare = torch.from_numpy(np.concatenate(spare))
         self.asks_first = False
         self._heads: dict[int, HeadLayout] = {}
-        self._joint: dict[int, JointLayout] = {}
 
     def gather(self, hidden: Tensor) -> Tensor:
         """[rows, tokens, features] as [all tokens, 1, features]."""
@@ -164,7 +146,8 @@ class Packed:
     def of_first(self) -> Packed:
         """The same for an attention of which nobody reads but the first tokens' outputs."""
         first = copy.copy(self)
-        first.asks_first, first._heads, first._joint = True, {}, {}
+        first.asks_first, first._heads = True, {}
+        first.__dict__.pop("texts", None)
         return first
 
     def heads(self, count: int) -> HeadLayout:
@@ -173,13 +156,11 @@ class Packed:
             self._heads[count] = _head_layout(self, count)
         return self._heads[count]
 
-    def joint(self, count: int) -> JointLayout:
-        """For attention with so many heads whose inputs stand side by side. Where it answers first tokens
-        alone, its outputs are those, text by text.
-        """
-        if count not in self._joint:
-            self._joint[count] = _joint_layout(self, count)
-        return self._joint[count]
+    @functools.cached_property
+    def texts(self) -> Texts:
+        """For compiled attention."""
+        starts, lengths = (torch.from_numpy(np.array(own)) for own in (self.starts[:-1], self.lengths))
+        return Texts(starts, lengths, self.spare, self.asks_first)
 
 
 def pack_encoder(model: PreTrainedModel) -> bool:
@@ -208,39 +189,8 @@ def _without_padding(forward: Callable[..., Any], hidden: Tensor, *args: Any, **
 
 
 def _head_layout(packed: Packed, heads: int) -> HeadLayout:
-    asked, keys, groups = _ordered(packed, heads)
-    given = keys.places()
-    return HeadLayout(given if asked is keys else asked.places(), given, groups)
-
-
-def _joint_layout(packed: Packed, heads: int) -> JointLayout:
-    asked, keys, groups = _ordered(packed, heads)
-    given, silent = keys.inverse()
-    answered, unasked = (given, silent) if asked is keys else asked.inverse()
-    inverse = np.stack([answered, given + asked.count, given + asked.count + keys.count], 1)
-    index = [asked.index(asked.tokens, 3), keys.index(keys.tokens, 3, 1), keys.index(keys.tokens, 3, 2)]
-    without = np.broadcast_to(np.stack([unasked, silent, silent], 1)[:, :, None], inverse.shape)
-    inputs = _places(np.concatenate(index), asked.vacant[:0], inverse, without)
-    counts = (asked.count, keys.count, keys.count)
-    if asked is keys:
-        return JointLayout(inputs, counts, asked.places(), groups, None)
-    firsts = np.array(packed.starts[:-1])
-    texts = [np.searchsorted(firsts, tokens) for tokens in asked.tokens]
-    outputs = _places(asked.index(texts), asked.vacant, answered[firsts], without[:0])
-    return JointLayout(inputs, counts, outputs, groups, torch.from_numpy(firsts))
-
-
-def _places(index: IntArray, vacant: IntArray, inverse: IntArray, silent: NDArray[np.bool_]) -> Places:
-    """silent: of every entry of `inverse`, whether the row has no place."""
-    arrays = (index, vacant, np.ascontiguousarray(inverse).reshape(-1), np.flatnonzero(silent))
-    return Places(*(torch.from_numpy(array) for array in arrays))
-
-
-def _ordered(packed: Packed, heads: int) -> tuple[_Order, _Order, tuple[Group, ...]]:
-    """Where queries and keys stand, the same where every token asks, and the groups."""
     starts, first = np.array(packed.starts), packed.asks_first
-    keys = _Order(starts[-1], heads)
-    asked = _Order(starts[-1], heads) if first else keys
+    keys, asked = _Order(starts[-1], heads), _Order(starts[-1], heads)
     groups = []
     for longest, rows in _grouped(packed.lengths):
         there = np.arange(longest) < packed.lengths[rows][:, None]
@@ -252,61 +202,42 @@ def _ordered(packed: Packed, heads: int) -> tuple[_Order, _Order, tuple[Group, .
         asking = asked.add(starts[rows], there[:, :1]) if first else own
         count = 1 if first else longest
         groups.append(Group(len(rows) * heads, (asking, count), (own, longest), mask))
-    return asked, keys, tuple(groups)
+    places = keys.places()
+    return HeadLayout(asked.places() if first else places, places, tuple(groups))
 
 
 class _Order:
-    """Places that are filled group by group, in each text by text, head by head, token by token.
-
-    count: how many. tokens: of each group, which token stands where, [texts, tokens].
-    """
+    """Places that are filled group by group."""
 
     def __init__(self, tokens: int, heads: int) -> None:
         self.heads = heads
         self.count = 0
-        self.tokens: list[IntArray] = []
-        self._vacant: list[IntArray] = []
-        self._inverse = np.full((tokens, heads), -1, dtype=np.int64)
+        self.index: list[IntArray] = []
+        self.vacant: list[IntArray] = []
+        self.inverse = np.full(tokens * heads, -1, dtype=np.int64)
 
     def add(self, starts: IntArray, there: NDArray[np.bool_]) -> int:
         """Texts by their first tokens, and which places after those they have; returns where theirs begin."""
         at = self.count
         tokens = starts[:, None] + np.where(there, np.arange(there.shape[1]), 0)
-        places = at + np.arange(tokens.size * self.heads).reshape(len(tokens), self.heads, -1).swapaxes(1, 2)
-        self._inverse[tokens[there]] = places[there]
-        self._vacant.append(places[~there].reshape(-1))
-        self.tokens.append(tokens)
-        self.count += places.size
+        own = (tokens[:, None, :] * self.heads + np.arange(self.heads)[:, None]).reshape(-1)
+        real = np.repeat(there, self.heads, axis=0).reshape(-1)
+        self.inverse[own[real]] = at + np.flatnonzero(real)
+        self.vacant.append(at + np.flatnonzero(~real))
+        self.index.append(own)
+        self.count += len(own)
         return at
 
-    def index(self, tokens: Sequence[IntArray], parts: int = 1, part: int = 0) -> IntArray:
-        """The rows of all places among [tokens x parts x heads], given the token of each."""
-        heads = np.arange(self.heads)[:, None]
-        rows = [((own * parts + part) * self.heads)[:, None, :] + heads for own in tokens]
-        return np.concatenate(rows, axis=None)
-
-    @property
-    def vacant(self) -> IntArray:
-        """Places that only fill up."""
-        return np.concatenate(self._vacant)
-
-    def inverse(self) -> tuple[IntArray, NDArray[np.bool_]]:
-        """The place of every token and head, and which tokens have none.
-
-        These share the place of the token before them, which is their owner's: what breaks one trial must not
-        reach another's rows, though nothing comes of these.
-        """
-        silent = self._inverse[:, 0] < 0
-        if not silent.any():
-            return self._inverse, silent
-        before = np.maximum.accumulate(np.where(silent, 0, np.arange(len(silent))))
-        return self._inverse[before], silent
-
     def places(self) -> Places:
-        """All of them, for rows of [tokens x heads]."""
-        inverse, silent = self.inverse()
-        without = np.broadcast_to(silent[:, None], inverse.shape)
-        return _places(self.index(self.tokens), self.vacant, inverse, without)
+        """All of them."""
+        silent = np.flatnonzero(self.inverse < 0)
+        # Tokens without a place share that of the one before them, which is their owner's: what breaks one
+        # trial must not reach another's rows, though nothing comes of these.
+        tokens = self.inverse.reshape(-1, self.heads)
+        before = np.maximum.accumulate(np.where(tokens[:, 0] < 0, 0, np.arange(len(tokens))))
+        inverse = tokens[before].reshape(-1)
+        arrays = (np.concatenate(self.index), np.concatenate(self.vacant), inverse, silent)
+        return Places(*(torch.from_numpy(array) for array in arrays))
 
 
 def _grouped(lengths: IntArray) -> Iterator[tuple[int, IntArray]]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from tunestack.methods.sites import Member, Part, draw_mask, given
-from tunestack.methods.updates import Term, Updates, drops
+from tunestack.methods.updates import Updates, drops, updates
 
 
 class LoraPart(Part):
@@ -46,20 +46,20 @@ class LoraPart(Part):
     def after(cls, x: Tensor, y: Tensor, members: Sequence[Member]) -> Tensor:
         """Add every slot's update to its own rows of y, in place."""
         rows = _dropped(x, members).contiguous()
-        updates = Updates([Term(member, 0) for member in members], y.shape[-1])
-        updated: Tensor = _AddUpdates.apply(y.contiguous(), rows, updates, *updates.weights)  # type: ignore[no-untyped-call]
+        own = updates(members, y, rows)
+        updated: Tensor = _AddUpdates.apply(y.contiguous(), rows, own, *own.weights)  # type: ignore[no-untyped-call]
         return updated
 
 
 class _AddUpdates(torch.autograd.Function):
-    """`Updates` for autograd. y comes first: a linear's output is a view, and autograd takes the first input
+    """Updates for autograd. y comes first: a linear's output is a view, and autograd takes the first input
     of a function that writes into a view to be that view.
     """
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, x: Tensor, updates: Updates, *weights: Tensor) -> Tensor:
-        ctx.updates = updates
-        ctx.save_for_backward(x, *updates.add(y, x))
+    def forward(ctx: Any, y: Tensor, x: Tensor, own: Updates, *weights: Tensor) -> Tensor:
+        ctx.updates = own
+        ctx.save_for_backward(x, *own.add(y, x))
         ctx.mark_dirty(y)
         return y
 
@@ -67,8 +67,8 @@ class _AddUpdates(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad = grads[0].contiguous()
         x, *kept = ctx.saved_tensors
-        grad_x = ctx.updates.room(x) if ctx.needs_input_grad[1] else None
-        grad_weights = ctx.updates.back(grad, x, kept, grad_x, beta=0)
+        grad_x = torch.zeros_like(x) if ctx.needs_input_grad[1] else None
+        grad_weights = ctx.updates.back(grad, x, kept, grad_x)
         return (grad, grad_x, None, *grad_weights)
 
 

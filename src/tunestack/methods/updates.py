@@ -1,140 +1,41 @@
-"""The products of low-rank updates: all slots' updates of one linear layer, and their way back."""
+"""The products of low-rank updates s B A x: all slots' updates of one linear layer, and their way back.
+
+Never forms an update of the output's size.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from tunestack.methods.sites import Member, Span
+from tunestack.kernels import lowrank
+from tunestack.methods.sites import Member
 
 
-@dataclass(frozen=True)
-class Term:
-    """One slot's update of a linear layer, or of the part of its output that begins at a column."""
+class Updates(Protocol):
+    """The updates that all slots add to the output y of one linear layer, given its input x after dropout.
 
-    member: Member
-    column: int
-
-
-class _Group:
-    """Slots that lie side by side with as many rows each, so that they share every product.
-
-    terms: by column of the output, each slot's update, None where it has none. ranks: by column, the largest
-    one; the others are padded with zeros. scaling: s of every term, dropout's 1 / (1 - p) included, one
-    number or [slots, 1, ranks].
+    weights: every A and B, in the order of the gradients that `back` returns.
     """
 
-    def __init__(self, spans: Sequence[Span], terms: Mapping[int, Sequence[Member | None]]) -> None:
-        self.start, self.stop, self.slots = spans[0].start, spans[-1].stop, len(spans)
-        self.terms = {column: own for column, own in terms.items() if any(own)}
-        self.ranks = [max(member.part.A.shape[0] for member in own if member) for own in self.terms.values()]
-        factors = [[_factor(member) for member in own] for own in self.terms.values()]
-        found = {factor for own in factors for factor in own if factor is not None}
-        self.scaling: float | Tensor = found.pop()
-        if found:
-            table = torch.tensor([[factor or 0.0 for factor in own] for own in factors])  # [columns, slots]
-            self.scaling = table.t().repeat_interleave(torch.tensor(self.ranks), dim=1).unsqueeze(1)
-
-    def members(self) -> Iterator[Member]:
-        """All updates, in the order of their weights."""
-        for own in self.terms.values():
-            yield from (member for member in own if member is not None)
-
-    def rows(self, x: Tensor) -> Tensor:
-        """The group's rows as matrices [slots, rows x tokens, features]; a view of a contiguous x."""
-        return x[self.start : self.stop].view(self.slots, -1, x.shape[-1])
-
-    def scaled(self, low: Tensor) -> Tensor:
-        """[slots, rows, ranks] times the scalings, in place."""
-        return low.mul_(self.scaling if isinstance(self.scaling, float) else self.scaling.to(low.device))
-
-    def parted(self, grad_a: Tensor, grad_b: Tensor) -> Iterator[Tensor]:
-        """Each weight's own part of the gradients [slots, ranks, in] and [slots, ranks, out]."""
-        done = 0
-        for (column, own), ranks in zip(self.terms.items(), self.ranks, strict=True):
-            for place, member in enumerate(own):
-                if member is not None:
-                    r, width = member.part.A.shape[0], member.part.B.shape[0]
-                    yield grad_a[place, done : done + r]
-                    yield grad_b[place, done : done + r, column : column + width].t()
-            done += ranks
-
-
-def _factor(member: Member | None) -> float | None:
-    if member is None:
-        return None
-    part = member.part
-    return float(part.scaling / (1 - part.p) if drops(member) else part.scaling)
-
-
-class Updates:
-    """The low-rank updates s B A x that all slots add to the output y of one linear layer, x after dropout.
-
-    Never forms an update of y's size. The layer may stand for several that read the same input, their outputs
-    side by side: a term's column says where its own begins. width: of the whole output. weights: every A and
-    B, in the order of the gradients that `back` returns.
-    """
-
-    def __init__(self, terms: Sequence[Term], width: int) -> None:
-        self.width = width
-        self.groups = _groups(terms)
-        self.weights = [
-            weight
-            for group in self.groups
-            for member in group.members()
-            for weight in (member.part.A, member.part.B)
-        ]
-
-    def room(self, x: Tensor) -> Tensor:
-        """For `back` to write x's gradient into: zeros where it writes none."""
-        whole = sum(group.stop - group.start for group in self.groups) == x.shape[0]
-        return torch.empty_like(x) if whole else torch.zeros_like(x)
+    weights: Sequence[Tensor]
 
     def add(self, y: Tensor, x: Tensor) -> list[Tensor]:
         """Add the updates to y, in place; returns what `back` wants to have again."""
-        kept: list[Tensor] = []
-        for group in self.groups:
-            a, b = self._factors(group, x)
-            low = group.scaled(torch.bmm(group.rows(x), a.transpose(1, 2)))
-            group.rows(y).baddbmm_(low, b)
-            kept += [a, b, low]
-        return kept
 
-    def back(
-        self, grad: Tensor, x: Tensor, kept: Sequence[Tensor], grad_x: Tensor | None, beta: int
-    ) -> list[Tensor]:
-        """The weights' gradients, given y's; `grad_x` becomes beta times itself and what x gets, in the rows
-        of those that have updates.
-        """
-        found: list[Tensor] = []
-        factors = iter(kept)
-        for group in self.groups:
-            a, b, low = (next(factors) for _ in range(3))
-            upper = group.rows(grad)
-            grad_low = group.scaled(torch.bmm(upper, b.transpose(1, 2)))
-            grad_a = torch.bmm(grad_low.transpose(1, 2), group.rows(x))
-            grad_b = torch.bmm(low.transpose(1, 2), upper)
-            found += group.parted(grad_a.float(), grad_b.float())  # weights are fp32
-            if grad_x is not None:
-                group.rows(grad_x).baddbmm_(grad_low, a, beta=beta)
-        return found
+    def back(self, grad: Tensor, x: Tensor, kept: Sequence[Tensor], grad_x: Tensor | None) -> list[Tensor]:
+        """The weights' gradients, given y's; what x gets is added to `grad_x`."""
 
-    def _factors(self, group: _Group, x: Tensor) -> tuple[Tensor, Tensor]:
-        """A [slots, ranks, in] and B transposed [slots, ranks, out] of all terms, ranks after ranks."""
-        terms = group.terms.values()
-        every_a = [_stacked([None if one is None else one.part.A for one in own]) for own in terms]
-        every_b = [_stacked([None if one is None else one.part.B.t() for one in own]) for own in terms]
-        if len(every_a) == 1 and every_b[0].shape[2] == self.width:
-            return every_a[0].to(x.dtype), every_b[0].to(x.dtype).contiguous()
-        a = torch.cat(every_a, 1).to(x.dtype)
-        b, done = x.new_zeros(group.slots, a.shape[1], self.width), 0
-        for column, own in zip(group.terms, every_b, strict=True):
-            b[:, done : done + own.shape[1], column : column + own.shape[2]] = own
-            done += own.shape[1]
-        return a, b
+
+def updates(members: Sequence[Member], y: Tensor, x: Tensor) -> Updates:
+    """Whatever is fastest for inputs and outputs like x and y."""
+    if lowrank.covers(x, x.shape[-1], y.shape[-1]):
+        return Compiled([Term(member, 0) for member in members], x.shape[1] if x.dim() == 3 else 1)
+    return _Batched(members)
 
 
 def drops(member: Member) -> bool:
@@ -142,39 +43,129 @@ def drops(member: Member) -> bool:
     return member.span.noise is not None and member.part.p > 0
 
 
-def _groups(terms: Sequence[Term]) -> list[_Group]:
-    """The terms' slots in runs that lie side by side with as many rows each."""
-    spans = {term.member.span.start: term.member.span for term in terms}
-    runs: list[list[Span]] = []
-    for start in sorted(spans):
-        span, last = spans[start], runs[-1][-1] if runs else None
+def _scaling(member: Member) -> float:
+    """s, with dropout's 1 / (1 - p)."""
+    part = member.part
+    return float(part.scaling / (1 - part.p) if drops(member) else part.scaling)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One slot's update of a linear layer, or of the part of its output that begins at a column: the layer
+    may stand for several that read the same input.
+    """
+
+    member: Member
+    column: int
+
+
+class Compiled:
+    """`Updates` as compiled functions.
+
+    tokens: how many rows of x each of the members' has. Raises ValueError where a slot has two updates in one
+    place.
+    """
+
+    def __init__(self, terms: Sequence[Term], tokens: int = 1) -> None:
+        by_place = {(term.member.span.start, term.column): term.member for term in terms}
+        if len(by_place) < len(terms):
+            raise ValueError("a slot has two low-rank updates in one place")
+        found = []
+        for start, column in sorted(by_place):
+            member = by_place[start, column]
+            part, stop = member.part, member.span.stop
+            own = lowrank.Update(start * tokens, stop * tokens, column, part.A, part.B, _scaling(member))
+            found.append(own)
+        self.weights: Sequence[Tensor] = [weight for one in found for weight in (one.A, one.B)]
+        self._updates = lowrank.Updates(found)
+
+    def add(self, y: Tensor, x: Tensor) -> list[Tensor]:
+        """As `Updates` says."""
+        return [self._updates.add(y, x)]
+
+    def back(
+        self,
+        grad: Tensor,
+        x: Tensor,
+        kept: Sequence[Tensor],
+        grad_x: Tensor | None,
+        keep: Tensor | None = None,
+    ) -> list[Tensor]:
+        """As `Updates` says. keep: what x gets is multiplied with, before it is added."""
+        return self._updates.back(grad, x, kept[0], grad_x, keep)
+
+
+class _Batched:
+    """`Updates` as products over slots that lie side by side with as many rows each, ranks padded with
+    zeros.
+    """
+
+    def __init__(self, members: Sequence[Member]) -> None:
+        self.groups = _groups(members)
+        self.weights: Sequence[Tensor] = [
+            weight for member in members for weight in (member.part.A, member.part.B)
+        ]
+
+    def add(self, y: Tensor, x: Tensor) -> list[Tensor]:
+        """As `Updates` says."""
+        kept: list[Tensor] = []
+        for group in self.groups:
+            a = _stacked([member.part.A for member in group]).to(x.dtype)
+            b = _stacked([member.part.B.t() for member in group])
+            b = b.mul_(_scalings(group, b.device)).to(x.dtype)
+            low = torch.bmm(_rows(x, group), a.transpose(1, 2))
+            _rows(y, group).baddbmm_(low, b)
+            kept += [a, b, low]
+        return kept
+
+    def back(self, grad: Tensor, x: Tensor, kept: Sequence[Tensor], grad_x: Tensor | None) -> list[Tensor]:
+        """As `Updates` says."""
+        found: list[Tensor] = []
+        factors = iter(kept)
+        for group in self.groups:
+            a, b, low = (next(factors) for _ in range(3))
+            upper = _rows(grad, group)
+            grad_low = torch.bmm(upper, b.transpose(1, 2))
+            grad_a = torch.bmm(grad_low.transpose(1, 2), _rows(x, group)).float()  # weights are fp32
+            grad_b = torch.bmm(low.transpose(1, 2), upper).float().mul_(_scalings(group, low.device))
+            for member, its_a, its_b in zip(group, grad_a, grad_b, strict=True):
+                r = member.part.A.shape[0]
+                found += [its_a[:r], its_b[:r].t()]
+            if grad_x is not None:
+                _rows(grad_x, group).baddbmm_(grad_low, a)
+        return found
+
+
+def _groups(members: Sequence[Member]) -> list[list[Member]]:
+    """The members in runs that lie side by side with as many rows each."""
+    groups: list[list[Member]] = []
+    for member in members:
+        span, last = member.span, groups[-1][-1].span if groups else None
         joins = last and last.stop == span.start and last.stop - last.start == span.stop - span.start
         if joins:
-            runs[-1].append(span)
+            groups[-1].append(member)
         else:
-            runs.append([span])
-    by_place = {(term.column, term.member.span.start): term.member for term in terms}
-    if len(by_place) < len(terms):
-        raise ValueError("a slot has two low-rank updates in one place")
-    columns = sorted({term.column for term in terms})
-    return [
-        _Group(run, {column: [by_place.get((column, span.start)) for span in run] for column in columns})
-        for run in runs
-    ]
+            groups.append([member])
+    return groups
 
 
-def _stacked(weights: Sequence[Tensor | None]) -> Tensor:
-    """Matrices [r, features] of different r as one [members, largest r, features], zeros below and where
-    there is none.
-    """
-    there = [weight for weight in weights if weight is not None]
-    if len(weights) == 1:
-        return there[0].unsqueeze(0)
-    most = max(weight.shape[0] for weight in there)
-    if len(there) == len(weights) and all(weight.shape[0] == most for weight in there):
-        return torch.stack(there)
-    stacked = there[0].new_zeros(len(weights), most, there[0].shape[1])
+def _rows(x: Tensor, group: Sequence[Member]) -> Tensor:
+    """The group's rows as matrices [members, rows x tokens, features]; a view of a contiguous x."""
+    return x[group[0].span.start : group[-1].span.stop].view(len(group), -1, x.shape[-1])
+
+
+def _stacked(weights: Sequence[Tensor]) -> Tensor:
+    """Matrices [r, features] of different r as one [members, largest r, features], zeros below."""
+    most = max(weight.shape[0] for weight in weights)
+    if all(weight.shape[0] == most for weight in weights):
+        return torch.stack(list(weights))
+    stacked = weights[0].new_zeros(len(weights), most, weights[0].shape[1])
     for place, weight in zip(stacked, weights, strict=True):
-        if weight is not None:
-            place[: weight.shape[0]] = weight
+        place[: weight.shape[0]] = weight
     return stacked
+
+
+def _scalings(group: Sequence[Member], device: torch.device) -> Tensor | float:
+    """The members' scalings, to multiply [members, r, features] with."""
+    values = [_scaling(member) for member in group]
+    return values[0] if len(set(values)) == 1 else torch.tensor(values, device=device).view(-1, 1, 1)

@@ -15,15 +15,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import PreTrainedModel
 
-from tunestack.bases.attention import attend, attend_back
 from tunestack.bases.blocks import EncoderBlock, Linear, encoder_blocks
-from tunestack.bases.packing import ARGUMENT, JointLayout, Packed
+from tunestack.bases.packing import ARGUMENT, Packed
+from tunestack.kernels import rows
+from tunestack.kernels.attention import Texts, attend, attend_back
+from tunestack.kernels.library import LANES, has_kernels
 from tunestack.methods.lowrank import fill_keep
 from tunestack.methods.sites import Host, Member, Part, Span
-from tunestack.methods.updates import Term, Updates, drops
+from tunestack.methods.updates import Compiled, Term, drops
 
 
 def open_whole(model: PreTrainedModel, host: Host, first_token: bool) -> None:
@@ -32,8 +33,17 @@ def open_whole(model: PreTrainedModel, host: Host, first_token: bool) -> None:
     first_token: whether the last block goes on with first tokens alone.
     """
     for block in encoder_blocks(model):
+        if not _covered(block):
+            return
         forward = functools.partial(_forward, block.module.forward, block, host, first_token and block.last)
         block.module.forward = forward
+
+
+def _covered(block: EncoderBlock) -> bool:
+    """Whether there are compiled kernels for it."""
+    norm = block.norm.weight
+    widths = [norm.shape[0], *(linear.width for linear in block.linears)]
+    return has_kernels(norm.dtype, norm.device) and all(width % LANES == 0 for width in widths)
 
 
 def _forward(
@@ -48,9 +58,9 @@ def _forward(
     packed: Packed | None = kwargs.get(ARGUMENT)
     if packed is None or (layers := _layers(block, host, hidden, first)) is None:
         return modules(hidden, *args, **kwargs)
-    layout = (packed.of_first() if first else packed).joint(block.heads)
-    weights = [weight for layer in layers for weight in layer.updates.weights]
-    whole: Tensor = _WholeBlock.apply(hidden, block, layout, layers, *weights)  # type: ignore[no-untyped-call]
+    texts = (packed.of_first() if first else packed).texts
+    weights = [weight for layer in layers if layer.updates for weight in layer.updates.weights]
+    whole: Tensor = _WholeBlock.apply(hidden, block, texts, layers, *weights)  # type: ignore[no-untyped-call]
     return whole
 
 
@@ -100,7 +110,8 @@ class _Layer:
 
     def __init__(self, linear: Linear, members: Sequence[Member], drawn: Sequence[Member]) -> None:
         self.weight = linear.weight
-        self.updates = Updates([Term(one, linear.columns[one.site]) for one in members], linear.width)
+        terms = [Term(one, linear.columns[one.site]) for one in members]
+        self.updates = Compiled(terms) if terms else None
         wet: dict[int, Member] = {}
         for member in drawn:
             if drops(member):
@@ -113,7 +124,7 @@ class _Layer:
         of: for how many rows dropout is drawn, and which of them x has; None where it has all.
         """
         y = self.weight.forward(x)
-        if not self.updates.weights:
+        if self.updates is None:
             return y, []
         if not self.wet:
             return y, [x, *self.updates.add(y, x)]
@@ -124,16 +135,11 @@ class _Layer:
 
     def back(self, grad: Tensor, kept: Sequence[Tensor], grad_x: Tensor | None) -> list[Tensor]:
         """The gradients of the updates' weights; what x gets from them is added to `grad_x`."""
-        if not kept:
+        if self.updates is None:
             return []
-        if not self.wet:
-            return self.updates.back(grad, kept[0], kept[1:], grad_x, beta=1)
-        left, keep, *factors = kept
-        own = None if grad_x is None else self.updates.room(left)
-        found = self.updates.back(grad, left, factors, own, beta=0)
-        if grad_x is not None and own is not None:
-            grad_x.addcmul_(own, keep)
-        return found
+        x, *low = kept
+        keep = low.pop(0) if self.wet else None
+        return self.updates.back(grad, x, low, grad_x, keep)
 
 
 class _WholeBlock(torch.autograd.Function):
@@ -146,67 +152,60 @@ class _WholeBlock(torch.autograd.Function):
         ctx: Any,
         hidden: Tensor,
         block: EncoderBlock,
-        layout: JointLayout,
+        texts: Texts,
         layers: Sequence[_Layer],
         *weights: Tensor,
     ) -> Tensor:
         attention, out, up, down = layers
         x = hidden.reshape(-1, hidden.shape[-1])
         joint, of_attention = attention.forward(x)
-        places = layout.inputs.take(joint.view(-1, block.head_size))
-        mixed, probabilities = attend(places.split(layout.counts), layout.groups, block.scaling)
-        firsts = layout.firsts
-        drawn = None if firsts is None else (len(x), firsts)
-        middle, of_out = out.forward(layout.outputs.give(mixed).view(-1, x.shape[1]), drawn)
-        middle += x if firsts is None else x.index_select(0, firsts)
-        h, *moments = block.norm.forward(middle)
+        mixed, sums = attend(joint.chunk(3, 1), texts, block.heads, block.scaling)
+        middle, of_out = out.forward(mixed, (len(x), texts.starts) if texts.first else None)
+        residual = x.index_select(0, texts.starts) if texts.first else x
+        norm, last = block.norm, block.last_norm
+        h, middle, moments = rows.norm(middle, residual, norm.weight, norm.bias, norm.eps)
         wide, of_up = up.forward(h)
-        end, of_down = down.forward(functional.gelu(wide))
-        end += h
-        y, *last_moments = block.last_norm.forward(end)
-        kept = [[places, middle, *moments, wide, end, *last_moments], probabilities]
-        kept += [of_attention, of_out, of_up, of_down]
+        end, of_down = down.forward(rows.gelu(wide))
+        y, end, last_moments = rows.norm(end, h, last.weight, last.bias, last.eps)
+        kept = [[joint, sums, middle, moments, wide, end, last_moments], of_attention, of_out, of_up, of_down]
         ctx.save_for_backward(*itertools.chain.from_iterable(kept))
         ctx.counts = [len(part) for part in kept]
-        ctx.block, ctx.layout, ctx.layers = block, layout, layers
+        ctx.block, ctx.texts, ctx.layers = block, texts, layers
         return y.unsqueeze(1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         tensors = iter(ctx.saved_tensors)
-        own, probabilities, *kept = [list(itertools.islice(tensors, count)) for count in ctx.counts]
-        places, middle, mean, rstd, wide, end, last_mean, last_rstd = own
+        own, of_attention, of_out, of_up, of_down = (list(itertools.islice(tensors, n)) for n in ctx.counts)
+        joint, sums, middle, moments, wide, end, last_moments = own
         block: EncoderBlock = ctx.block
-        layout: JointLayout = ctx.layout
+        texts: Texts = ctx.texts
         attention, out, up, down = ctx.layers
-        of_attention, of_out, of_up, of_down = kept
         needs_x = ctx.needs_input_grad[0]
 
         grad = grads[0].reshape(-1, end.shape[-1])
-        grad_end = block.last_norm.back(grad, end, last_mean, last_rstd)
+        grad_end = rows.norm_back(grad, None, end, last_moments, block.last_norm.weight)
         grad_wide = down.weight.back(grad_end)
         found_down = down.back(grad_end, of_down, grad_wide)
-        torch.ops.aten.gelu_backward.grad_input(grad_wide, wide, grad_input=grad_wide)
-        grad_h = up.weight.back(grad_wide, beside=grad_end)
+        grad_wide = rows.gelu_back(grad_wide, wide)
+        grad_h = up.weight.back(grad_wide)
         found_up = up.back(grad_wide, of_up, grad_h)
-        grad_middle = block.norm.back(grad_h, middle, mean, rstd)
+        grad_middle = rows.norm_back(grad_h, grad_end, middle, moments, block.norm.weight)
         grad_mixed = out.weight.back(grad_middle)
         found_out = out.back(grad_middle, of_out, grad_mixed)
         if not needs_x and not of_attention:
             return (None, None, None, None, *found_out, *found_up, *found_down)
 
-        grad_mixed = layout.outputs.take(grad_mixed.view(-1, block.head_size))
-        grad_mixed.index_fill_(0, layout.outputs.vacant, 0)
-        grad_places = torch.empty_like(places)
-        inputs, found = places.split(layout.counts), grad_places.split(layout.counts)
-        attend_back(grad_mixed, inputs, probabilities, layout.groups, block.scaling, found)
-        grad_joint = layout.inputs.give(grad_places).index_fill_(0, layout.inputs.silent, 0)
-        grad_joint = grad_joint.view(-1, attention.updates.width)
+        grad_joint = torch.empty_like(joint)
+        parts = joint.chunk(3, 1), grad_joint.chunk(3, 1)
+        attend_back(grad_mixed, parts[0], sums, texts, block.heads, block.scaling, parts[1])
+        grad_joint.index_fill_(0, texts.rest, 0)
         grad_x: Tensor | None = None
-        if needs_x and layout.firsts is None:
-            grad_x = attention.weight.back(grad_joint, beside=grad_middle)
-        elif needs_x:
-            grad_x = attention.weight.back(grad_joint).index_add_(0, layout.firsts, grad_middle)
+        if needs_x:
+            grad_x = attention.weight.back(grad_joint)
+            grad_x = (
+                grad_x.index_add_(0, texts.starts, grad_middle) if texts.first else grad_x.add_(grad_middle)
+            )
         found_attention = attention.back(grad_joint, of_attention, grad_x)
         given = None if grad_x is None else grad_x.unsqueeze(1)
         return (given, None, None, None, *found_attention, *found_out, *found_up, *found_down)

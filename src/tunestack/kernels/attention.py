@@ -1,0 +1,94 @@
+"""Attention of texts whose tokens stand one after the other, without padding."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tunestack.kernels.library import at, library
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Where texts lie among tokens.
+
+    starts, lengths: int64, each text's first token and how many it has. rest: tokens of no text. first:
+    whether the texts' first tokens alone ask; outputs are then [texts, features] in place of [tokens,
+    features].
+    """
+
+    starts: Tensor
+    lengths: Tensor
+    rest: Tensor
+    first: bool
+
+
+class _Inputs(ctypes.Structure):
+    _fields_ = (
+        ("q", ctypes.c_void_p),
+        ("k", ctypes.c_void_p),
+        ("v", ctypes.c_void_p),
+        ("row", ctypes.c_int64),
+        ("starts", ctypes.c_void_p),
+        ("lengths", ctypes.c_void_p),
+        ("texts", ctypes.c_int64),
+        ("heads", ctypes.c_int64),
+        ("size", ctypes.c_int64),
+        ("scaling", ctypes.c_float),
+        ("first", ctypes.c_int32),
+        ("threads", ctypes.c_int32),
+    )
+
+
+def attend(inputs: Sequence[Tensor], texts: Texts, heads: int, scaling: float) -> tuple[Tensor, Tensor]:
+    """softmax(Q K^T * scaling) V of every text and head.
+
+    inputs: queries, keys and values, [tokens, heads x size] whose rows lie equally far apart. Returns the
+    outputs, zeros for tokens of no text; and the logarithms of the softmax's denominators, [as many, heads]
+    fp32, which `attend_back` wants again.
+    """
+    tokens, width = inputs[0].shape
+    rows = len(texts.starts) if texts.first else tokens
+    out = inputs[0].new_empty(rows, width)
+    sums = torch.empty(rows, heads)
+    _call("attention_forward", inputs, texts, heads, scaling, at(out), at(sums))
+    return out if texts.first else out.index_fill_(0, texts.rest, 0), sums
+
+
+def attend_back(
+    grad: Tensor,
+    inputs: Sequence[Tensor],
+    sums: Tensor,
+    texts: Texts,
+    heads: int,
+    scaling: float,
+    found: Sequence[Tensor],
+) -> None:
+    """Write the gradients of the inputs into `found`, of the same layout, but for tokens of no text; grad: of
+    the outputs, contiguous.
+    """
+    _call("attention_backward", inputs, texts, heads, scaling, at(grad), at(sums), *map(at, found))
+
+
+def _call(
+    name: str, inputs: Sequence[Tensor], texts: Texts, heads: int, scaling: float, *others: Any
+) -> None:
+    one = inputs[0]
+    structure = _Inputs(
+        *(tensor.data_ptr() for tensor in inputs),
+        one.stride(0),
+        texts.starts.data_ptr(),
+        texts.lengths.data_ptr(),
+        len(texts.starts),
+        heads,
+        one.shape[1] // heads,
+        scaling,
+        texts.first,
+        torch.get_num_threads(),
+    )
+    getattr(library(one.dtype), name)(ctypes.byref(structure), *others)

@@ -1,0 +1,111 @@
+"""The C functions of this package, compiled for the processor at hand when they are first asked for.
+
+Without a C compiler, or on a processor or system where they do not compile, there are none, and whoever asks
+does without: nothing depends on them but speed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+OFF = "TUNESTACK_KERNELS"
+"""Set to 0, this environment variable turns them off."""
+LANES = 16
+"""How many numbers the longest vectors have; what is worked on row by row has to be a multiple."""
+_FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fno-strict-aliasing", "-fopenmp", "-shared", "-fPIC")
+_DEFINED = {torch.float32: (), torch.bfloat16: ("-DPAIRS",)}
+_SECONDS = 120
+_KINDS = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "f": ctypes.c_float, "i": ctypes.c_int32}
+_ARGUMENTS = {
+    "attention_forward": "ppp",
+    "attention_backward": "pppppp",
+    "lowrank_low": "p",
+    "lowrank_forward": "ppp",
+    "lowrank_backward": "pppppp",
+    "norm_forward": "ppnnppfpppi",
+    "norm_backward": "ppppnnppi",
+    "gelu_forward": "pnpi",
+    "gelu_backward": "ppni",
+}
+"""What each takes: pointers, counts, floats, numbers of threads."""
+
+
+def has_kernels(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether there are functions for matrices of this type there."""
+    return device.type == "cpu" and _library(dtype) is not None
+
+
+def library(dtype: torch.dtype) -> ctypes.CDLL:
+    """The functions for matrices of this type. Raises RuntimeError where there are none."""
+    functions = _library(dtype)
+    if functions is None:
+        raise RuntimeError(f"there are no compiled kernels for {dtype} here")
+    return functions
+
+
+@functools.cache
+def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
+    if dtype not in _DEFINED or compiler is None or os.environ.get(OFF) == "0":
+        return None
+    try:
+        functions = ctypes.CDLL(str(_compiled(compiler, (*_FLAGS, *_DEFINED[dtype]))))
+    except (OSError, subprocess.SubprocessError) as error:
+        log.info("Going on without compiled kernels: %s", getattr(error, "stderr", None) or error)
+        return None
+    for name, kinds in _ARGUMENTS.items():
+        getattr(functions, name).argtypes = [_KINDS[kind] for kind in kinds]
+    functions.lowrank_low.restype = ctypes.c_int64
+    return functions
+
+
+def at(tensor: Tensor | None) -> int | None:
+    """Where a tensor's numbers lie, for a C function; NULL for none."""
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _compiled(compiler: str, flags: tuple[str, ...]) -> Path:
+    """The library's file, made anew where what it is made of, or for, has changed."""
+    sources = sorted(Path(__file__).parent.glob("*.[ch]"))
+    parts = [path.read_bytes() for path in sources] + [" ".join((compiler, *flags)).encode(), _processor()]
+    name = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+    target = _folder() / f"{name}.so"
+    if not target.exists():
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            made = Path(folder, target.name)
+            units = [str(path) for path in sources if path.suffix == ".c"]
+            command = [compiler, *flags, *units, "-lm", "-o", str(made)]
+            subprocess.run(command, check=True, capture_output=True, text=True, timeout=_SECONDS)
+            made.replace(target)  # whole or not at all, for other processes look for it, too
+    return target
+
+
+def _folder() -> Path:
+    """Where compiled libraries are kept; only its owner may write there."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = cache / "tunestack" / "kernels"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+def _processor() -> bytes:
+    """What tells this processor from others that share the folder."""
+    try:
+        lines = Path("/proc/cpuinfo").read_bytes().splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}".encode()
+    return b"\n".join(sorted({line for line in lines if line.startswith((b"model name", b"flags"))}))

@@ -1,0 +1,245 @@
+/* Vectors, and matrix products small enough to stay in a core's own cache.
+
+   Compiled once for float and once, with -DPAIRS, for bfloat16. Products work on words of 32 bits: a float,
+   or a pair of bfloat16 numbers that are neighbours in the direction which is summed over. Sums are float. */
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifdef __AVX512F__
+#include <immintrin.h>
+#define LANES 16
+#define TILE_ROWS 8
+#elif defined(__AVX__)
+#define LANES 8
+#define TILE_ROWS 5
+#else
+#define LANES 4
+#define TILE_ROWS 5
+#endif
+
+typedef float vector __attribute__((vector_size(4 * LANES)));
+typedef int32_t integers __attribute__((vector_size(4 * LANES)));
+typedef uint32_t words __attribute__((vector_size(4 * LANES)));
+typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
+typedef uint32_t word;
+
+#ifdef PAIRS
+typedef uint16_t element;
+#define PER_WORD 2
+#else
+typedef float element;
+#define PER_WORD 1
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE int64_t padded(int64_t count) { return (count + LANES - 1) / LANES * LANES; }
+INLINE int64_t in_words(int64_t count) { return (count + PER_WORD - 1) / PER_WORD; }
+INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+INLINE vector load_floats(const float *from) {
+    vector v;
+    memcpy(&v, from, sizeof v);
+    return v;
+}
+INLINE void store_floats(float *to, vector v) { memcpy(to, &v, sizeof v); }
+INLINE words load_words(const word *from) {
+    words v;
+    memcpy(&v, from, sizeof v);
+    return v;
+}
+INLINE vector all(float x) { return x - (vector){0}; }
+
+/* Lanes of `yes` where the mask is set, else of `no`. */
+INLINE vector chosen(integers mask, vector yes, vector no) {
+    return (vector)((mask & (integers)yes) | (~mask & (integers)no));
+}
+
+INLINE integers lanes_below(int64_t count) {
+    integers lane;
+    for (int i = 0; i < LANES; i++) lane[i] = i;
+    return lane < (int32_t)count;
+}
+
+INLINE float sum_of(vector v) {
+    float sum = 0;
+    for (int i = 0; i < LANES; i++) sum += v[i];
+    return sum;
+}
+
+#ifdef PAIRS
+INLINE vector load(const element *from) {
+    halves h;
+    memcpy(&h, from, sizeof h);
+    return (vector)(__builtin_convertvector(h, words) << 16);
+}
+/* To the nearest, ties to even; what is no number stays none. */
+INLINE void store(element *to, vector v) {
+#ifdef __AVX512BF16__
+    __m256bh h = _mm512_cvtneps_pbh((__m512)v);
+#else
+    words u = (words)v;
+    words nearest = u + 0x7fff + (u >> 16 & 1);
+    words none = (words)(v != v);
+    halves h = __builtin_convertvector(((nearest & ~none) | (none & 0x7fc00000)) >> 16, halves);
+#endif
+    memcpy(to, &h, sizeof h);
+}
+#else
+INLINE vector load(const element *from) { return load_floats(from); }
+INLINE void store(element *to, vector v) { store_floats(to, v); }
+#endif
+
+/* sum + a b, for pairs the sum over both. */
+INLINE vector add_product(vector sum, words a, words b) {
+#ifndef PAIRS
+    return sum + (vector)a * (vector)b;
+#elif defined(__AVX512BF16__)
+    return (vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#else
+    sum += (vector)(a << 16) * (vector)(b << 16);
+    return sum + (vector)(a & 0xffff0000) * (vector)(b & 0xffff0000);
+#endif
+}
+
+/* e^x within two units in the last place; 0 far below, no number where x is none. */
+INLINE vector exponential(vector x) {
+    x = chosen(x < -87.0f, all(-87.0f), x);
+    x = chosen(x > 88.0f, all(88.0f), x);
+    const float magic = 12582912.0f; /* 1.5 * 2^23: what is added to it is rounded */
+    vector shifted = x * 1.44269504f + magic;
+    vector whole = shifted - magic;
+    vector rest = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+    vector y = rest * 1.9875691500e-4f + 1.3981999507e-3f;
+    y = y * rest + 8.3334519073e-3f;
+    y = y * rest + 4.1665795894e-2f;
+    y = y * rest + 1.6666665459e-1f;
+    y = y * rest + 5.0000001201e-1f;
+    y = y * (rest * rest) + rest + 1.0f;
+    return (vector)((integers)y + ((integers)shifted << 23));
+}
+
+/* Matrix products. A's word (m, k) lies at a[m * a_row + k * a_step], B's word (k, n) at b[k * b_row + n]. */
+
+INLINE void tile(const int rows, const int wide, int64_t k, const word *a, int64_t a_row, int64_t a_step,
+                 const word *b, int64_t b_row, float *c, int64_t c_row, int adds) {
+    vector sum[TILE_ROWS][2];
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 2
+        for (int j = 0; j < wide; j++)
+            sum[i][j] = adds ? load_floats(c + i * c_row + j * LANES) : (vector){0};
+    for (int64_t at = 0; at < k; at++) {
+        words other[2];
+#pragma GCC unroll 2
+        for (int j = 0; j < wide; j++) other[j] = load_words(b + at * b_row + j * LANES);
+#pragma GCC unroll 8
+        for (int i = 0; i < rows; i++) {
+            words own = a[i * a_row + at * a_step] - (words){0};
+#pragma GCC unroll 2
+            for (int j = 0; j < wide; j++) sum[i][j] = add_product(sum[i][j], own, other[j]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++)
+#pragma GCC unroll 2
+        for (int j = 0; j < wide; j++) store_floats(c + i * c_row + j * LANES, sum[i][j]);
+}
+
+/* c [m, n] = a b, or c + a b; n: a multiple of LANES; k: in words. Every sum runs from the first to the last
+   k, whatever m is. */
+static void multiply(int64_t m, int64_t n, int64_t k, const word *a, int64_t a_row, int64_t a_step,
+                     const word *b, int64_t b_row, float *c, int64_t c_row, int adds) {
+    for (int64_t j = 0; j < n; j += 2 * LANES) {
+        for (int64_t i = 0; i < m; i += TILE_ROWS) {
+            const word *own = a + i * a_row, *other = b + j;
+            float *to = c + i * c_row + j;
+            if (n - j >= 2 * LANES) {
+                switch (least(m - i, TILE_ROWS)) {
+#define CASE(rows, wide) \
+    case rows: tile(rows, wide, k, own, a_row, a_step, other, b_row, to, c_row, adds); break;
+                    CASE(1, 2) CASE(2, 2) CASE(3, 2) CASE(4, 2) CASE(5, 2)
+#if TILE_ROWS == 8
+                    CASE(6, 2) CASE(7, 2) CASE(8, 2)
+#endif
+                }
+            } else {
+                switch (least(m - i, TILE_ROWS)) {
+                    CASE(1, 1) CASE(2, 1) CASE(3, 1) CASE(4, 1) CASE(5, 1)
+#if TILE_ROWS == 8
+                    CASE(6, 1) CASE(7, 1) CASE(8, 1)
+#endif
+                }
+            }
+        }
+    }
+#undef CASE
+}
+
+/* Words (k, n) of a B whose column n is row n of x, `across` numbers each; n is filled up with zeros. */
+static void transpose(const element *x, int64_t row, int64_t rows, int64_t across, word *to, int64_t to_row) {
+    for (int64_t n = 0; n < rows; n++) {
+        const word *from = (const word *)(x + n * row);
+        for (int64_t k = 0; k < across / PER_WORD; k++) to[k * to_row + n] = from[k];
+    }
+    for (int64_t k = 0; k < across / PER_WORD; k++)
+        for (int64_t n = rows; n < padded(rows); n++) to[k * to_row + n] = 0;
+}
+
+/* Words (k, n) of rows that are summed over: x itself, or, in `room`, its rows two by two, the last one with
+   zeros. n: a multiple of LANES. */
+INLINE const word *zipped(const element *x, int64_t row, int64_t rows, int64_t n, word *room,
+                          int64_t *zipped_row) {
+#ifdef PAIRS
+    for (int64_t k = 0; k < rows; k += 2) {
+        word *to = room + k / 2 * n;
+        for (int64_t i = 0; i < n; i += LANES) {
+            halves low, high = {0};
+            memcpy(&low, x + k * row + i, sizeof low);
+            if (k + 1 < rows) memcpy(&high, x + (k + 1) * row + i, sizeof high);
+            words pairs = __builtin_convertvector(low, words) | __builtin_convertvector(high, words) << 16;
+            memcpy(to + i, &pairs, sizeof pairs);
+        }
+    }
+    *zipped_row = n;
+    return room;
+#else
+    (void)rows, (void)n, (void)room;
+    *zipped_row = row;
+    return (const word *)x;
+#endif
+}
+
+/* Room that a thread uses over and over, handed out in stretches that begin at 64 bytes: of a task, and of a
+   whole call, which its tasks share. */
+typedef struct {
+    char *at, *end;
+} scratch;
+
+enum { OF_TASK, OF_CALL };
+static __thread char *rooms[2];
+static __thread size_t room_bytes[2];
+
+INLINE scratch scratch_of(int whose, size_t bytes) {
+    bytes += 64;
+    if (bytes > room_bytes[whose]) {
+        free(rooms[whose]);
+        room_bytes[whose] = bytes;
+        rooms[whose] = malloc(bytes);
+        if (!rooms[whose]) abort();
+    }
+    char *at = (char *)(((uintptr_t)rooms[whose] + 63) & ~(uintptr_t)63);
+    return (scratch){at, at + bytes - 64};
+}
+
+INLINE size_t stretch(int64_t count, size_t each) { return ((size_t)count * each + 63) & ~(size_t)63; }
+
+INLINE void *take(scratch *from, int64_t count, size_t each) {
+    void *taken = from->at;
+    from->at += stretch(count, each);
+    if (from->at > from->end) abort();
+    return taken;
+}

@@ -1,0 +1,351 @@
+"""Compiled kernels compute the formulas, whatever company a row has, and nothing needs them."""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional
+
+from tunestack.kernels import attention, library, lowrank, rows
+
+CPU = torch.device("cpu")
+DTYPES = [torch.float32, torch.bfloat16]
+WITHIN = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
+"""Of the largest number, or of 1, which all inputs are about, how far results may be from those in fp64."""
+compiled = pytest.mark.skipif(
+    not library.has_kernels(torch.float32, CPU), reason="there is no C compiler here"
+)
+
+
+def random(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def close(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
+    expected = expected.detach()
+    apart = (found.double() - expected).abs().max()
+    return bool(apart <= WITHIN[dtype] * expected.abs().max().clamp_min(1))
+
+
+def texts_of(lengths: Sequence[int], first: bool, gap: int = 3) -> tuple[attention.Texts, int]:
+    """Texts with some tokens between and behind them that belong to none."""
+    starts = [sum(lengths[:place]) + gap * place for place in range(len(lengths))]
+    tokens = sum(lengths) + gap * len(lengths)
+    inside = {token for start, length in zip(starts, lengths) for token in range(start, start + length)}
+    rest = torch.tensor([token for token in range(tokens) if token not in inside], dtype=torch.long)
+    return attention.Texts(torch.tensor(starts), torch.tensor(lengths), rest, first), tokens
+
+
+def formula(joint: Tensor, texts: attention.Texts, heads: int, scaling: float) -> Tensor:
+    """Attention text by text; zeros for tokens of no text."""
+    queries, keys, values = joint.chunk(3, 1)
+    out = queries.new_zeros(len(texts.starts) if texts.first else len(joint), queries.shape[1])
+    for place, (start, length) in enumerate(zip(texts.starts.tolist(), texts.lengths.tolist())):
+        q, k, v = (
+            part[start : start + length].view(length, heads, -1).transpose(0, 1)
+            for part in (queries, keys, values)
+        )
+        mixed = torch.softmax(q @ k.transpose(1, 2) * scaling, -1) @ v
+        flat = mixed.transpose(0, 1).reshape(length, -1)
+        index = torch.tensor([place]) if texts.first else torch.arange(start, start + length)
+        out = out.index_copy(0, index, flat[:1] if texts.first else flat)
+    return out
+
+
+def attend_both(
+    joint: Tensor, texts: attention.Texts, heads: int, scaling: float, grad: Tensor
+) -> tuple[Tensor, Tensor]:
+    out, sums = attention.attend(joint.chunk(3, 1), texts, heads, scaling)
+    found = torch.full_like(joint, math.nan)
+    attention.attend_back(grad, joint.chunk(3, 1), sums, texts, heads, scaling, found.chunk(3, 1))
+    return out, found.index_fill_(0, texts.rest, 0)
+
+
+@compiled
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("first", [False, True])
+@given(
+    lengths=st.lists(
+        st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 129, 300])), min_size=1, max_size=5
+    ),
+    heads=st.integers(1, 3),
+    size=st.sampled_from([1, 4, 6, 16, 24, 32, 64, 80]),
+)
+@settings(max_examples=40, deadline=None)
+def test_attention_is_the_formula(
+    dtype: torch.dtype, first: bool, lengths: list[int], heads: int, size: int
+) -> None:
+    texts, tokens = texts_of(lengths, first)
+    joint = random(tokens, 3 * heads * size, dtype=dtype, seed=1)
+    exact = joint.double().requires_grad_()
+    scaling = size**-0.5
+    expected = formula(exact, texts, heads, scaling)
+    grad = random(*expected.shape, dtype=dtype, seed=2)
+    out, found = attend_both(joint, texts, heads, scaling, grad)
+    assert close(out, expected, dtype)
+    (right,) = torch.autograd.grad(expected, exact, grad.double())
+    if lengths == [1] * len(lengths):  # softmax over one key: queries and keys get exactly nothing
+        right = right * torch.cat([torch.zeros(2 * heads * size), torch.ones(heads * size)])
+    assert close(found, right, dtype)
+
+
+@compiled
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scale", [1.0, 100.0, 1e4])
+def test_attention_of_large_scores_stays_finite(dtype: torch.dtype, scale: float) -> None:
+    texts, tokens = texts_of([30], first=False)
+    joint = random(tokens, 3 * 32, dtype=dtype) * scale
+    out, found = attend_both(joint, texts, 1, 1.0, random(tokens, 32, dtype=dtype))
+    assert out.isfinite().all()
+    assert found.isfinite().all()
+    assert close(out, formula(joint.double(), texts, 1, 1.0), dtype)
+
+
+@compiled
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("first", [False, True])
+def test_a_text_is_the_same_in_any_company_and_keeps_what_breaks_it(dtype: torch.dtype, first: bool) -> None:
+    lengths, heads, size = [7, 70, 33], 2, 32
+    texts, tokens = texts_of(lengths, first)
+    joint = random(tokens, 3 * heads * size, dtype=dtype)
+    joint[:7] = math.nan
+    grad = random(len(lengths) if first else tokens, heads * size, dtype=dtype, seed=1)
+    out, found = attend_both(joint, texts, heads, 0.3, grad)
+    for place, (start, length) in enumerate(zip(texts.starts.tolist(), lengths)):
+        own = slice(start, start + length)
+        answered = slice(place, place + 1) if first else own
+        alone, _ = texts_of([length], first, gap=0)
+        right = attend_both(joint[own].clone(), alone, heads, 0.3, grad[answered].clone())
+        if place == 0:
+            assert out[answered].isnan().all()
+            assert found[own, 2 * heads * size :].isnan().all()
+        else:
+            assert torch.equal(out[answered], right[0])
+            assert torch.equal(found[own], right[1])
+    assert first or not out[texts.rest].any()
+    assert not found[texts.rest].any()
+
+
+def updates_of(spans: Sequence[tuple[int, int, int, int]], wide: int, out: int) -> list[lowrank.Update]:
+    """spans: of every update the first row and the one behind the last, the column and the rank."""
+    return [
+        lowrank.Update(
+            start,
+            stop,
+            column,
+            random(r, wide, dtype=torch.float32, seed=place),
+            random(out, r, dtype=torch.float32, seed=place + 50),
+            0.5 + place / 4,
+        )
+        for place, (start, stop, column, r) in enumerate(spans)
+    ]
+
+
+SPANS = {
+    "one": [(0, 9, 0, 8)],
+    "two columns": [(0, 40, 0, 8), (0, 40, 64, 8)],
+    "slots, ranks and gaps": [
+        (0, 33, 0, 1),
+        (0, 33, 32, 17),
+        (33, 64, 64, 3),
+        (70, 401, 0, 33),
+        (70, 401, 64, 2),
+    ],
+}
+
+
+@compiled
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("spans", SPANS.values(), ids=SPANS)
+@pytest.mark.parametrize(("wide", "out"), [(16, 32), (160, 32)])
+def test_low_rank_updates_are_the_formula(
+    dtype: torch.dtype, kept: bool, spans: list[tuple[int, int, int, int]], wide: int, out: int
+) -> None:
+    """And leave rows and columns alone that have none."""
+    count, width = 410, 96
+    own = updates_of(spans, wide, out)
+    x, y = random(count, wide, dtype=dtype, seed=1), random(count, width, dtype=dtype, seed=2)
+    grad, grad_x = random(count, width, dtype=dtype, seed=3), random(count, wide, dtype=dtype, seed=4)
+    keep = (random(count, wide, dtype=torch.float32, seed=5) > 0).to(dtype) if kept else None
+    weights = [weight.double().requires_grad_() for one in own for weight in (one.A, one.B)]
+    exact = x.double().requires_grad_()
+    expected = y.double()
+    for one, a, b in zip(own, weights[::2], weights[1::2]):
+        added = torch.zeros(count, width, dtype=torch.float64)
+        rows_of, columns = slice(one.start, one.stop), slice(one.column, one.column + out)
+        added[rows_of, columns] = one.scaling * exact[rows_of] @ a.T @ b.T
+        expected = expected + added
+    right_x, *right = torch.autograd.grad(expected, [exact, *weights], grad.double())
+    compiled_updates = lowrank.Updates(own)
+    found_y, found_x = y.clone(), grad_x.clone()
+    low = compiled_updates.add(found_y, x)
+    found = compiled_updates.back(grad, x, low, found_x, keep)
+    assert close(found_y, expected, dtype)
+    assert all(close(mine, theirs, dtype) for mine, theirs in zip(found, right, strict=True))
+    assert close(found_x, grad_x.double() + right_x * (1 if keep is None else keep.double()), dtype)
+    without = compiled_updates.back(grad, x, low, None, None)
+    assert all(torch.equal(mine, same) for mine, same in zip(found, without, strict=True))
+    for start, stop in {(one.start, one.stop) for one in own}:
+        alone = [one for one in own if one.start == start]
+        moved = [lowrank.Update(0, stop - start, u.column, u.A, u.B, u.scaling) for u in alone]
+        same = y[start:stop].clone()
+        lowrank.Updates(moved).add(same, x[start:stop].clone())
+        assert torch.equal(same, found_y[start:stop])
+    untouched = torch.ones(count, dtype=torch.bool)
+    for one in own:
+        untouched[one.start : one.stop] = False
+    assert torch.equal(found_y[untouched], y[untouched])
+    assert torch.equal(found_x[untouched], grad_x[untouched])
+
+
+def test_low_rank_updates_take_no_weights_that_they_would_misread() -> None:
+    wide = torch.zeros(16, 4).t()
+    for a in (wide, torch.zeros(4, 16, dtype=torch.float64)):
+        with pytest.raises(ValueError, match="contiguous and in fp32"):
+            lowrank.Updates([lowrank.Update(0, 1, 0, a, torch.zeros(16, 4), 1.0)])
+
+
+@compiled
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("features", [16, 384])
+def test_norms_are_the_formula(dtype: torch.dtype, features: int) -> None:
+    x, more, grad, more_grad = (random(37, features, dtype=dtype, seed=seed) for seed in range(4))
+    weight, bias = random(features, dtype=dtype, seed=5), random(features, dtype=dtype, seed=6)
+    y, s, moments = rows.norm(x + 3, more, weight, bias, 1e-5)
+    assert torch.equal(s, (x + 3) + more)
+    exact = s.double().requires_grad_()
+    expected = functional.layer_norm(exact, (features,), weight.double(), bias.double(), 1e-5)
+    assert close(y, expected, dtype)
+    for other in (None, more_grad):
+        whole = grad.double() + (0 if other is None else other.double())
+        (right,) = torch.autograd.grad(expected, exact, whole, retain_graph=True)
+        assert close(rows.norm_back(grad, other, s, moments, weight), right, dtype)
+
+
+@compiled
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gelu_is_the_formula(dtype: torch.dtype) -> None:
+    x = torch.cat([torch.linspace(-12, 12, 4800), torch.tensor([0.0, -0.0, 1e30, -1e30] * 4)]).to(dtype)
+    exact = x.double().requires_grad_()
+    expected = functional.gelu(exact)
+    grad = random(len(x), dtype=dtype)
+    found, found_x = rows.gelu(x), rows.gelu_back(grad.clone(), x)
+    (right,) = torch.autograd.grad(expected, exact, grad.double())
+    tolerance = {torch.float32: 1e-6, torch.bfloat16: 8e-3}[dtype]
+    torch.testing.assert_close(found.double(), expected.detach(), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(found_x.double(), right, rtol=tolerance, atol=4 * tolerance)
+    broken = rows.gelu(torch.full((16,), math.nan).to(dtype))
+    assert broken.isnan().all()
+
+
+@compiled
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_threads_decide_nothing(dtype: torch.dtype) -> None:
+    texts, tokens = texts_of([5, 90, 33], first=False)
+    joint, grad = random(tokens, 3 * 64, dtype=dtype), random(tokens, 64, dtype=dtype)
+    own = updates_of([(0, 100, 0, 8), (0, 100, 64, 3)], 192, 64)
+
+    def results() -> list[Tensor]:
+        low_rank = lowrank.Updates(own)
+        y = torch.zeros(tokens, 128, dtype=dtype)
+        low = low_rank.add(y, joint)
+        found = low_rank.back(y, joint, low, torch.zeros_like(joint), None)
+        return [*attend_both(joint, texts, 2, 0.2, grad), y, *found, rows.gelu(joint)]
+
+    expected, threads = results(), torch.get_num_threads()
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            assert all(torch.equal(mine, right) for mine, right in zip(results(), expected, strict=True))
+    finally:
+        torch.set_num_threads(threads)
+    with ThreadPoolExecutor(4) as pool:  # several threads call at once
+        for found in pool.map(lambda _: results(), range(16)):
+            assert all(torch.equal(mine, right) for mine, right in zip(found, expected, strict=True))
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder without libraries, and nothing loaded."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    library._library.cache_clear()
+    yield tmp_path / "cache" / "tunestack" / "kernels"
+    library._library.cache_clear()
+
+
+@compiled
+def test_what_is_compiled_is_kept_whole_and_for_its_owner_alone(fresh: Path) -> None:
+    assert library.has_kernels(torch.float32, CPU)
+    (made,) = fresh.iterdir()
+    assert made.suffix == ".so"
+    assert stat.S_IMODE(fresh.stat().st_mode) == 0o700
+    before = made.stat().st_mtime_ns
+    library._library.cache_clear()
+    assert library.has_kernels(torch.float32, CPU)
+    assert made.stat().st_mtime_ns == before
+    assert library.has_kernels(torch.bfloat16, CPU)
+    assert len(list(fresh.iterdir())) == 2
+
+
+@compiled
+def test_processes_may_compile_at_the_same_time(fresh: Path) -> None:
+    code = (
+        "import torch; from tunestack.kernels import library, rows;"
+        "assert library.has_kernels(torch.float32, torch.device('cpu'));"
+        "print(float(rows.gelu(torch.ones(16)).sum()))"
+    )
+    environment = {**os.environ, "XDG_CACHE_HOME": str(fresh.parent.parent)}
+    running = [
+        subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    for process in running:
+        printed, _ = process.communicate(timeout=200)
+        assert process.returncode == 0
+        assert float(printed) == pytest.approx(16 * 0.8413447, rel=1e-5)
+    assert len(list(fresh.iterdir())) == 1
+
+
+@pytest.mark.parametrize("why", ["off", "no compiler", "does not compile", "cannot be loaded", "no room"])
+def test_without_kernels_everything_goes_on(
+    fresh: Path, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if why == "off":
+        monkeypatch.setenv(library.OFF, "0")
+    elif why == "no compiler":
+        monkeypatch.setenv("PATH", str(tmp_path))
+        monkeypatch.delenv("CC", raising=False)
+    elif why == "no room":
+        fresh.parent.parent.mkdir()
+        fresh.parent.write_text("a file where the folder should be")
+    else:
+        fake = tmp_path / "fake-cc"
+        fake.write_text(
+            "#!/bin/sh\necho nonsense >&2\nexit 1\n"
+            if why == "does not compile"
+            else '#!/bin/sh\nfor last; do :; done\necho nonsense > "$last"\n'
+        )
+        fake.chmod(0o755)
+        monkeypatch.setenv("CC", str(fake))
+    assert not library.has_kernels(torch.float32, CPU)
+    assert not lowrank.covers(torch.zeros(1, 16), 16)
+    with pytest.raises(RuntimeError, match="no compiled kernels"):
+        rows.gelu(torch.zeros(16))
+
+
+def test_there_are_none_for_other_types_and_devices() -> None:
+    assert not library.has_kernels(torch.float64, CPU)
+    assert not library.has_kernels(torch.float32, torch.device("meta"))
