@@ -139,7 +139,7 @@ def test_gradient_checkpointing_changes_nothing(tmp_path: Path, method: str) -> 
 
 def test_counts(tmp_path: Path) -> None:
     path = tiny.write_config(tmp_path, "bert")
-    layer = 4 * 16 + 24 + 16 + 2 * 16  # attention, FFN, two norms
+    layer = 4 * 16 + 32 + 16 + 2 * 16  # attention, FFN, two norms
     assert (
         count_parameters(path, "bitfit", {}).by_part["bitfit (trained)"] == 2 * layer + 2 * 16
     )  # embeddings, pooler

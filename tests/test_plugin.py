@@ -405,7 +405,7 @@ def arguments(folder: Path, **fields: Any) -> TrainingArguments:
 
 @pytest.mark.parametrize("name", ["series", "parallel"])
 def test_transformers_trainer_trains_it_and_restores_the_best_epoch(tmp_path: Path, name: str) -> None:
-    model = get_peft_model(tiny_model(), config(name))
+    model = get_peft_model(tiny_model(intermediate_size=24), config(name))
     frozen = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
     start = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
     settings = {"learning_rate": 3e-2, "num_train_epochs": 3, "load_best_model_at_end": True}
@@ -416,7 +416,7 @@ def test_transformers_trainer_trains_it_and_restores_the_best_epoch(tmp_path: Pa
     losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     assert min(losses) < 0.5 < losses[0] + 0.2
     assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses), abs=1e-6)
-    best = PeftModel.from_pretrained(tiny_model(), trainer.state.best_model_checkpoint)
+    best = PeftModel.from_pretrained(tiny_model(intermediate_size=24), trainer.state.best_model_checkpoint)
     torch.testing.assert_close(answers(best), answers(model))
 
 

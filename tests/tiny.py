@@ -26,7 +26,9 @@ from tunestack.stack.work import Outcome, Workload
 from tunestack.tasks.classification import SequenceClassification
 
 HIDDEN, LAYERS, TOKENS = 16, 2, 96
-CONFIGS = tiny_configs(HIDDEN, inner=2 * HIDDEN, layers=LAYERS, tokens=TOKENS)
+CONFIGS = tiny_configs(HIDDEN, layers=LAYERS, tokens=TOKENS)
+for _kind in ("bert", "roberta", "electra"):
+    CONFIGS[_kind]["intermediate_size"] = 2 * HIDDEN  # compiled kernels want multiples of 16
 LABELS = ["calm", "urgent"]
 
 
@@ -292,7 +294,8 @@ def assert_same(ours: Ended, theirs: Ended, atol: float = TOLERANCE) -> None:
     for mine, other in zip(ours.curve, theirs.curve, strict=True):
         assert mine.train_loss == pytest.approx(other.train_loss, abs=1e-4)
         assert mine.validation_loss == pytest.approx(other.validation_loss, abs=1e-4)
-        assert mine.metrics == pytest.approx(other.metrics, abs=1e-6)
+        # Correlations of answers that hardly vary magnify the rounding of these.
+        assert mine.metrics == pytest.approx(other.metrics, abs=1e-5)
     assert ours.best_epoch == theirs.best_epoch
     assert_close(ours.final, theirs.final, atol)
     assert_close(ours.best, theirs.best, atol)
