@@ -138,6 +138,69 @@ def test_a_text_is_the_same_in_any_company_and_keeps_what_breaks_it(dtype: torch
     assert not found[texts.rest].any()
 
 
+@compiled
+def test_numbers_that_are_none_stay_none_whatever_their_bits() -> None:
+    odd = torch.tensor([0x7FC00001, -1, 0x7FC001FF, -4194303] * 4, dtype=torch.int32).view(torch.float32)
+    assert odd.isnan().all()
+    assert rows.gelu(odd).isnan().all()
+    texts, tokens = texts_of([9], first=False)
+    joint = random(tokens, 48, dtype=torch.float32)
+    joint[3, :16] = odd
+    out, _ = attention.attend(joint.chunk(3, 1), texts, 1, 1.0)
+    assert out[3].isnan().all()
+    assert out[[0, 8]].isfinite().all()
+
+
+@compiled
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+def test_the_default_type_decides_nothing(default: torch.dtype) -> None:
+    """Another thread that loads a model may have changed it for a moment."""
+
+    texts, tokens = texts_of([5, 40], first=False)
+    joint = random(tokens, 96, dtype=torch.float32)
+    own = lowrank.Updates(updates_of([(0, 20, 0, 3)], 96, 32))
+
+    def results() -> list[Tensor]:
+        y = joint.clone()
+        found = own.back(y, joint, own.add(y, joint), None, None)
+        return [
+            *attend_both(joint, texts, 2, 0.2, joint[:, :32].contiguous()),
+            *found,
+            *rows.norm(joint, joint, joint[0], joint[1], 1e-5),
+        ]
+
+    expected = results()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        found = results()
+    finally:
+        torch.set_default_dtype(before)
+    assert all(torch.equal(mine, right) for mine, right in zip(found, expected, strict=True))
+
+
+@compiled
+def test_what_c_would_misread_is_refused() -> None:
+    texts, tokens = texts_of([5], first=False)
+    joint, grad = random(tokens, 48, dtype=torch.float32), random(tokens, 16, dtype=torch.float32)
+    parts = joint.chunk(3, 1)
+    with pytest.raises(ValueError, match="one type and layout"):
+        attention.attend([parts[0], parts[1], parts[2].contiguous()], texts, 1, 1.0)
+    with pytest.raises(ValueError, match="one type and layout"):
+        attention.attend([parts[0], parts[1], parts[2].bfloat16()], texts, 1, 1.0)
+    out, sums = attention.attend(parts, texts, 1, 1.0)
+    with pytest.raises(ValueError, match="one type and layout"):
+        attention.attend_back(grad, parts, sums, texts, 1, 1.0, [torch.empty_like(one) for one in parts])
+    with pytest.raises(ValueError, match="contiguous"):
+        attention.attend_back(grad[:, :1].expand(-1, 16), parts, sums, texts, 1, 1.0, parts)
+    with pytest.raises(ValueError, match=r"contiguous torch\.float32"):
+        rows.norm(out, out.bfloat16(), out[0], out[0], 1e-5)
+    own = lowrank.Updates(updates_of([(0, 5, 0, 2)], 16, 16))
+    for y, x in ((grad.bfloat16(), grad), (grad.t(), grad), (grad, grad.t())):
+        with pytest.raises(ValueError, match="contiguous"):
+            own.add(y, x)
+
+
 def updates_of(spans: Sequence[tuple[int, int, int, int]], wide: int, out: int) -> list[lowrank.Update]:
     """spans: of every update the first row and the one behind the last, the column and the rank."""
     return [
@@ -251,6 +314,55 @@ def test_gelu_is_the_formula(dtype: torch.dtype) -> None:
     assert broken.isnan().all()
 
 
+def masks(p: float, seeds: Sequence[int], shape: tuple[int, ...] = (64, 384)) -> Tensor:
+    drawn = torch.full((len(seeds), *shape), math.nan)
+    for keep, seed in zip(drawn, seeds):
+        rows.draw_keep(keep, p, seed)
+    return drawn
+
+
+@compiled
+@pytest.mark.parametrize("p", [0.0, 0.01, 0.1, 0.5, 0.9])
+def test_masks_drop_what_they_should(p: float) -> None:
+    """As often as they should: everywhere, in every row and every column, to within five deviations."""
+    drawn = masks(p, range(200))
+    assert set(drawn.unique().tolist()) <= {0.0, 1.0}
+    deviation = math.sqrt(p * (1 - p))
+    for dims in ((0, 1, 2), (0, 1), (0, 2), (1, 2)):
+        count = math.prod(drawn.shape[dim] for dim in dims)
+        apart = (drawn.mean(dims) - (1 - p)).abs().max()
+        assert apart <= 5.2 * deviation / math.sqrt(count) + 1e-6
+
+
+@compiled
+def test_masks_have_nothing_to_do_with_each_other() -> None:
+    """Neighbours in a row, in a column, in seeds that differ in one bit: pairs are as good as chance."""
+    near = {(place << 32) + other for place in range(8) for other in range(16)}
+    seeds = sorted(near | {1 << bit for bit in range(63)})
+    drawn = masks(0.5, seeds) * 2 - 1
+    pairs = [
+        *(drawn[:, :, by:] * drawn[:, :, :-by] for by in (1, 2, 8, 16, 64)),
+        *(drawn[:, by:] * drawn[:, :-by] for by in (1, 2, 8)),
+        *(drawn[by:] * drawn[:-by] for by in (1, 2, 16)),
+        drawn[:, :, 1:] * drawn[:, :, :-1] * drawn[:, :1, :1],
+    ]
+    assert all(abs(float(pair.mean())) < 5 / math.sqrt(pair.numel()) for pair in pairs)
+    assert len({tuple(mask[0, :64].tolist()) for mask in drawn}) == len(seeds)
+
+
+@compiled
+@pytest.mark.parametrize("shape", [(3, 5), (7, 384), (2, 9, 16), (4, 3, 7)])
+def test_a_mask_is_one_in_any_type_and_layout(shape: tuple[int, ...]) -> None:
+    (expected,) = masks(0.3, [77], shape)
+    narrow = torch.full(shape, 5.0, dtype=torch.bfloat16)
+    rows.draw_keep(narrow, 0.3, 77)
+    assert torch.equal(narrow.float(), expected)
+    wide = torch.full((shape[0], shape[1] + 2, *shape[2:]), 5.0)
+    rows.draw_keep(wide[:, : shape[1]], 0.3, 77)
+    assert torch.equal(wide[:, : shape[1]], expected)
+    assert (wide[:, shape[1] :] == 5).all()
+
+
 @compiled
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_threads_decide_nothing(dtype: torch.dtype) -> None:
@@ -277,6 +389,14 @@ def test_threads_decide_nothing(dtype: torch.dtype) -> None:
             assert all(torch.equal(mine, right) for mine, right in zip(found, expected, strict=True))
 
 
+COMPILES = """
+import torch
+from tunestack.kernels import library, rows
+assert library.has_kernels(torch.float32, torch.device("cpu"))
+print(float(rows.gelu(torch.ones(16)).sum()))
+"""
+
+
 @pytest.fixture
 def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder without libraries, and nothing loaded."""
@@ -301,15 +421,44 @@ def test_what_is_compiled_is_kept_whole_and_for_its_owner_alone(fresh: Path) -> 
 
 
 @compiled
+def test_a_library_that_is_no_good_is_made_anew(fresh: Path) -> None:
+    elsewhere = {**os.environ, "XDG_CACHE_HOME": str(fresh.parent.parent)}
+    subprocess.run([sys.executable, "-c", COMPILES], env=elsewhere, check=True, timeout=200)
+    (made,) = fresh.iterdir()
+    made.write_bytes(b"")
+    assert library.has_kernels(torch.float32, CPU)
+    assert made.stat().st_size > 1000
+
+
+@compiled
+@pytest.mark.parametrize("mode", [0o777, 0o770])
+def test_what_others_may_write_is_not_run(fresh: Path, mode: int, caplog: pytest.LogCaptureFixture) -> None:
+    fresh.mkdir(parents=True)
+    fresh.chmod(mode)
+    assert not library.has_kernels(torch.float32, CPU)
+    assert "nobody else may write" in caplog.text
+
+
+@compiled
+def test_shorter_vectors_compute_the_same(fresh: Path, tmp_path: Path) -> None:
+    """Each processor runs its own branch of the code; this one is for all that have nothing better."""
+    compiler = tmp_path / "plain-cc"
+    compiler.write_text('#!/bin/sh\nset -- $(printf "%s\\n" "$@" | grep -v march)\nexec cc "$@"\n')
+    compiler.chmod(0o755)
+    environment = {**os.environ, "CC": str(compiler), "XDG_CACHE_HOME": str(fresh.parent.parent)}
+    chosen = "formula or company or masks or threads"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", chosen]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=280)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "skipped" not in done.stdout
+    assert len(list(fresh.iterdir())) == 2
+
+
+@compiled
 def test_processes_may_compile_at_the_same_time(fresh: Path) -> None:
-    code = (
-        "import torch; from tunestack.kernels import library, rows;"
-        "assert library.has_kernels(torch.float32, torch.device('cpu'));"
-        "print(float(rows.gelu(torch.ones(16)).sum()))"
-    )
     environment = {**os.environ, "XDG_CACHE_HOME": str(fresh.parent.parent)}
     running = [
-        subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen([sys.executable, "-c", COMPILES], env=environment, stdout=subprocess.PIPE, text=True)
         for _ in range(3)
     ]
     for process in running:
@@ -341,7 +490,7 @@ def test_without_kernels_everything_goes_on(
         fake.chmod(0o755)
         monkeypatch.setenv("CC", str(fake))
     assert not library.has_kernels(torch.float32, CPU)
-    assert not lowrank.covers(torch.zeros(1, 16), 16)
+    assert not lowrank.covers(torch.zeros(1, 16), torch.zeros(1, 16))
     with pytest.raises(RuntimeError, match="no compiled kernels"):
         rows.gelu(torch.zeros(16))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +193,29 @@ def test_blocks_whose_activations_are_computed_again_are_left_alone(tmp_path: Pa
     stack, slots = opened(tmp_path, "bert", gradient_checkpointing=True)
     backward(stack, slots)
     assert not whole
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "by column": lambda x: x.transpose(0, -1).contiguous().transpose(0, -1),
+    "a slice": lambda x: torch.cat([x, x], -1)[..., : x.shape[-1]],
+    "every other": lambda x: torch.stack([x, x], -1).flatten(-2)[..., ::2],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_tensors_may_lie_in_memory_as_they_like(
+    tmp_path: Path, layout: Callable[[Tensor], Tensor], whole: list[str]
+) -> None:
+    """What blocks get from the modules around them, and what comes back from these."""
+    stack, slots = opened(tmp_path, "bert")
+    expected = backward(stack, slots)
+    model: Any = stack.host.model
+    for module in model.bert.encoder.layer:
+        module.register_forward_pre_hook(lambda module, args: (layout(args[0]), *args[1:]))
+        module.register_full_backward_pre_hook(lambda module, grads: tuple(map(layout, grads)))
+    whole.clear()
+    losses, gradients = backward(stack, slots)
+    assert whole
+    assert losses == pytest.approx(expected[0], abs=1e-6)
+    for mine, right in zip(gradients, expected[1], strict=True):
+        torch.testing.assert_close(mine, right, rtol=1e-5, atol=1e-7)

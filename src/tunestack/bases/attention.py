@@ -98,6 +98,7 @@ class _TextAttention(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, texts: Texts, heads: int, scaling: float
     ) -> Tensor:
+        query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
         output, sums = attention.attend((query, key, value), texts, heads, scaling)
         ctx.save_for_backward(query, key, value, sums)
         ctx.call = texts, heads, scaling
@@ -176,7 +177,7 @@ def _packed_attention(query: Tensor, key: Tensor, value: Tensor, packed: Packed,
     """Attention of tokens that are rows of their own, [tokens, heads, 1, head size]."""
     tokens, heads, _, size = query.shape
     output: Tensor
-    if has_kernels(query.dtype, query.device):
+    if query.dtype == key.dtype == value.dtype and has_kernels(query.dtype, query.device):
         rows = [tensor.reshape(tokens, heads * size) for tensor in (query, key, value)]
         output = _TextAttention.apply(*rows, packed.texts, heads, scaling)  # type: ignore[no-untyped-call]
     else:

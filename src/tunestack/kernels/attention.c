@@ -65,6 +65,10 @@ void attention_forward(const inputs *in, element *out, float *sums) {
         const int64_t text = task / heads, head = task % heads;
         const int64_t keys = in->lengths[text], wide = padded(keys), asked = in->first ? 1 : keys;
         const int64_t at = in->starts[text] * in->row + head * size;
+        if (!keys) {
+            if (in->first) memset(out + (text * heads + head) * size, 0, sizeof(element) * size);
+            continue;
+        }
         const int64_t kept = deep * wide, square = ASKED * wide, strip = ASKED * deep;
         scratch room = scratch_of(OF_TASK, 4 * (5 * kept + 2 * square + strip));
         element *copies[3];
@@ -110,6 +114,7 @@ void attention_backward(const inputs *in, const element *grad, const float *sums
         const int64_t text = task / heads, head = task % heads;
         const int64_t keys = in->lengths[text], wide = padded(keys), asked = in->first ? 1 : keys;
         const int64_t at = in->starts[text] * row + head * size;
+        if (!keys) continue;
         const int64_t kept = deep * wide, square = ASKED * wide, strip = ASKED * deep;
         scratch room = scratch_of(OF_TASK, 4 * (9 * kept + 6 * square + 3 * strip));
         element *copies[4];

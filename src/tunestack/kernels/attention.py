@@ -55,8 +55,8 @@ def attend(inputs: Sequence[Tensor], texts: Texts, heads: int, scaling: float) -
     tokens, width = inputs[0].shape
     rows = len(texts.starts) if texts.first else tokens
     out = inputs[0].new_empty(rows, width)
-    sums = torch.empty(rows, heads)
-    _call("attention_forward", inputs, texts, heads, scaling, at(out), at(sums))
+    sums = torch.empty(rows, heads, dtype=torch.float32, device="cpu")
+    _call("attention_forward", inputs, texts, heads, scaling, out.data_ptr(), sums.data_ptr())
     return out if texts.first else out.index_fill_(0, texts.rest, 0), sums
 
 
@@ -72,18 +72,28 @@ def attend_back(
     """Write the gradients of the inputs into `found`, of the same layout, but for tokens of no text; grad: of
     the outputs, contiguous.
     """
-    _call("attention_backward", inputs, texts, heads, scaling, at(grad), at(sums), *map(at, found))
+    _check([*inputs, *found])
+    others = (at(grad, inputs[0].dtype), at(sums, torch.float32), *(own.data_ptr() for own in found))
+    _call("attention_backward", inputs, texts, heads, scaling, *others)
+
+
+def _check(matrices: Sequence[Tensor]) -> None:
+    """Raises ValueError where they do not lie in memory in the same way."""
+    told = {(one.dtype, tuple(one.shape), one.stride(), one.device.type) for one in matrices}
+    if len(told) > 1 or matrices[0].stride(1) != 1:
+        raise ValueError(f"matrices of one type and layout must come here, not {sorted(map(str, told))}")
 
 
 def _call(
     name: str, inputs: Sequence[Tensor], texts: Texts, heads: int, scaling: float, *others: Any
 ) -> None:
+    _check(inputs)
     one = inputs[0]
     structure = _Inputs(
         *(tensor.data_ptr() for tensor in inputs),
         one.stride(0),
-        texts.starts.data_ptr(),
-        texts.lengths.data_ptr(),
+        at(texts.starts, torch.int64),
+        at(texts.lengths, torch.int64),
         len(texts.starts),
         heads,
         one.shape[1] // heads,

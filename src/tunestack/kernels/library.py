@@ -13,8 +13,10 @@ import logging
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -40,6 +42,7 @@ _ARGUMENTS = {
     "norm_backward": "ppppnnppi",
     "gelu_forward": "pnpi",
     "gelu_backward": "ppni",
+    "keep_mask": "pnnnnn",
 }
 """What each takes: pointers, counts, floats, numbers of threads."""
 
@@ -60,12 +63,13 @@ def library(dtype: torch.dtype) -> ctypes.CDLL:
 @functools.cache
 def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
-    if dtype not in _DEFINED or compiler is None or os.environ.get(OFF) == "0":
+    # Compilers for Windows align the stack too coarsely for long vectors.
+    if dtype not in _DEFINED or compiler is None or os.environ.get(OFF) == "0" or os.name == "nt":
         return None
     try:
-        functions = ctypes.CDLL(str(_compiled(compiler, (*_FLAGS, *_DEFINED[dtype]))))
-    except (OSError, subprocess.SubprocessError) as error:
-        log.info("Going on without compiled kernels: %s", getattr(error, "stderr", None) or error)
+        functions = _loaded(compiler, (*_FLAGS, *_DEFINED[dtype]))
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        log.warning("Going on without compiled kernels: %s", getattr(error, "stderr", None) or error)
         return None
     for name, kinds in _ARGUMENTS.items():
         getattr(functions, name).argtypes = [_KINDS[kind] for kind in kinds]
@@ -73,39 +77,62 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
     return functions
 
 
-def at(tensor: Tensor | None) -> int | None:
-    """Where a tensor's numbers lie, for a C function; NULL for none."""
-    return None if tensor is None else tensor.data_ptr()
+def at(tensor: Tensor, dtype: torch.dtype) -> int:
+    """Where a tensor's numbers lie, for a C function. Raises ValueError where they are not what it takes."""
+    if tensor.dtype != dtype or not tensor.is_contiguous() or not tensor.is_cpu:
+        raise ValueError(f"a contiguous {dtype} tensor on the processor must come here, not {_told(tensor)}")
+    return tensor.data_ptr()
 
 
-def _compiled(compiler: str, flags: tuple[str, ...]) -> Path:
-    """The library's file, made anew where what it is made of, or for, has changed."""
+def _told(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {list(tensor.shape)} with strides {tensor.stride()} on {tensor.device}"
+
+
+def _loaded(compiler: str, flags: Sequence[str]) -> ctypes.CDLL:
+    """The library, made anew where what it is made of, or for, has changed, or its file is no good."""
     sources = sorted(Path(__file__).parent.glob("*.[ch]"))
     parts = [path.read_bytes() for path in sources] + [" ".join((compiler, *flags)).encode(), _processor()]
     name = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
     target = _folder() / f"{name}.so"
-    if not target.exists():
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            made = Path(folder, target.name)
-            units = [str(path) for path in sources if path.suffix == ".c"]
-            command = [compiler, *flags, *units, "-lm", "-o", str(made)]
-            subprocess.run(command, check=True, capture_output=True, text=True, timeout=_SECONDS)
-            made.replace(target)  # whole or not at all, for other processes look for it, too
-    return target
+    try:
+        return ctypes.CDLL(str(_own(target)))
+    except OSError:
+        _compile(compiler, flags, [str(path) for path in sources if path.suffix == ".c"], target)
+    return ctypes.CDLL(str(_own(target)))
+
+
+def _compile(compiler: str, flags: Sequence[str], units: Sequence[str], target: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        made = Path(folder, target.name)
+        command = [compiler, *flags, *units, "-lm", "-o", str(made)]
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=_SECONDS)
+        made.replace(target)  # whole or not at all, for other processes look for it, too
 
 
 def _folder() -> Path:
-    """Where compiled libraries are kept; only its owner may write there."""
+    """Where compiled libraries are kept."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = cache / "tunestack" / "kernels"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return folder
+    return _own(folder)
+
+
+def _own(path: Path) -> Path:
+    """The path, in which nobody else may write: what lies there is run. Raises OSError where others may, or
+    where there is none.
+    """
+    found = path.stat()
+    if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(f"{path} must belong to the user, and nobody else may write there")
+    return path
 
 
 def _processor() -> bytes:
     """What tells this processor from others that share the folder."""
+    kind = platform.machine().encode()
     try:
         lines = Path("/proc/cpuinfo").read_bytes().splitlines()
     except OSError:
-        return f"{platform.machine()} {platform.processor()}".encode()
-    return b"\n".join(sorted({line for line in lines if line.startswith((b"model name", b"flags"))}))
+        return kind + platform.processor().encode()
+    telling = (b"model name", b"flags", b"Features", b"CPU ", b"isa", b"uarch")
+    return b"\n".join([kind, *sorted({line for line in lines if line.startswith(telling)})])

@@ -150,6 +150,8 @@ typedef struct {
 /* The sums over rows of outer products of `low` [rows, ranks], ready, and x, in columns from `from` on. */
 static void sum_over_rows(const word *low, int64_t low_row, int64_t ranks, const element *x, int64_t x_row,
                           int64_t rows, int64_t wide, word *pairs, float *to, int64_t to_row) {
+    if (!rows)
+        for (int64_t i = 0; i < ranks; i++) memset(to + i * to_row, 0, sizeof(float) * wide);
     for (int64_t row = 0; row < rows; row += SUMMED) {
         const int64_t count = least(SUMMED, rows - row);
         int64_t zipped_row;

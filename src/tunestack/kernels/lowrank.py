@@ -67,10 +67,10 @@ class Updates:
             own.a, own.b = one.A.data_ptr(), one.B.data_ptr()
 
     def add(self, y: Tensor, x: Tensor) -> Tensor:
-        """Add them to y [rows, width], in place, given x [rows, in]; returns what `back` wants again."""
+        """Add them to y [..., width], in place, given x [..., in]; returns what `back` wants again."""
         functions, layer = library(x.dtype), self._layer(x, y)
         low = x.new_empty(functions.lowrank_low(ctypes.byref(layer)))
-        functions.lowrank_forward(ctypes.byref(layer), at(y), at(low))
+        functions.lowrank_forward(ctypes.byref(layer), at(y, x.dtype), low.data_ptr())
         return low
 
     def back(
@@ -80,19 +80,23 @@ class Updates:
         `grad_x`.
         """
         sizes = [weight.numel() for one in self.updates for weight in (one.A, one.B)]
-        found = torch.empty(sum(sizes))
-        layer = self._layer(x, grad)
+        found = torch.empty(sum(sizes), dtype=torch.float32, device="cpu")
+        others = (None if tensor is None else at(tensor, x.dtype) for tensor in (grad_x, keep))
         library(x.dtype).lowrank_backward(
-            ctypes.byref(layer), at(grad), at(low), at(grad_x), at(keep), at(found)
+            *(ctypes.byref(self._layer(x, grad)), at(grad, x.dtype), at(low, x.dtype)),
+            *(*others, found.data_ptr()),
         )
         parts = iter(found.split(sizes))
         return [next(parts).view_as(weight) for one in self.updates for weight in (one.A, one.B)]
 
     def _layer(self, x: Tensor, y: Tensor) -> _Layer:
-        updates, count = ctypes.addressof(self._array), len(self.updates)
-        return _Layer(x.data_ptr(), x.shape[-1], y.shape[-1], updates, count, torch.get_num_threads())
+        return _Layer(
+            *(at(x, x.dtype), x.shape[-1], y.shape[-1], ctypes.addressof(self._array), len(self.updates)),
+            torch.get_num_threads(),
+        )
 
 
-def covers(x: Tensor, *widths: int) -> bool:
-    """Whether there are functions for inputs like x, and layers of these widths."""
-    return has_kernels(x.dtype, x.device) and all(width % LANES == 0 for width in widths)
+def covers(x: Tensor, y: Tensor) -> bool:
+    """Whether there are functions for inputs and outputs like x and y."""
+    fits = all(tensor.shape[-1] % LANES == 0 for tensor in (x, y))
+    return x.dtype == y.dtype and fits and has_kernels(x.dtype, x.device)

@@ -1,4 +1,4 @@
-/* Sums, norms and activations of matrices, row by row. */
+/* Sums, norms, activations and dropout's masks of matrices, row by row. */
 
 #include "vectors.h"
 
@@ -86,5 +86,35 @@ void gelu_backward(element *grad, const element *x, int64_t count, int32_t threa
         vector own = load(x + j), density;
         vector share = normal_share(own, &density);
         store(grad + j, load(grad + j) * (share + own * density * 0.39894228f));
+    }
+}
+
+/* A hash of 32 bits in which every bit of x decides every other one ("lowbias32", Wellons, 2018). */
+INLINE words scattered(words x) {
+    x = (x ^ x >> 16) * 0x7feb352du;
+    x = (x ^ x >> 15) * 0x846ca68bu;
+    return x ^ x >> 16;
+}
+
+/* keep [rows, n], rows `row` apart: 0 with a probability of dropped / 2^32, else 1. What number (i, j) is, the
+   seed and i * n + j decide alone. */
+void keep_mask(element *keep, int64_t rows, int64_t n, int64_t row, int64_t dropped, int64_t seed) {
+    words low = (uint32_t)seed - (words){0}, high = (uint32_t)(seed >> 32) - (words){0}, lane;
+    for (uint32_t i = 0; i < LANES; i++) lane[i] = i;
+    low = scattered(low ^ scattered(high + 0x9e3779b9u));
+    high = scattered(high ^ scattered(low + 0x9e3779b9u));
+    for (int64_t i = 0; i < rows; i++) {
+        element *to = keep + i * row;
+        for (int64_t j = 0; j < n; j += LANES) {
+            words hash = scattered(scattered((lane + (uint32_t)(i * n + j)) ^ low) ^ high);
+            vector own = chosen((integers)(hash >= (uint32_t)dropped), all(1), all(0));
+            if (n - j >= LANES) {
+                store(to + j, own);
+                continue;
+            }
+            element last[LANES];
+            store(last, own);
+            memcpy(to + j, last, sizeof(element) * (n - j));
+        }
     }
 }

@@ -1,4 +1,4 @@
-"""Norms and activations of matrices, row by row."""
+"""Norms, activations and dropout's masks of matrices, row by row."""
 
 from __future__ import annotations
 
@@ -12,29 +12,48 @@ def norm(x: Tensor, more: Tensor, weight: Tensor, bias: Tensor, eps: float) -> t
     """Layer normalisation y of s = x + more, [rows, features]; returns y, and s and the rows' means and
     reciprocal deviations, [rows, 2] fp32, which `norm_back` wants again.
     """
-    (rows, features), s, y = x.shape, torch.empty_like(x), torch.empty_like(x)
-    moments = torch.empty(rows, 2)
-    where, threads = (at(s), at(y), at(moments)), torch.get_num_threads()
-    library(x.dtype).norm_forward(at(x), at(more), rows, features, at(weight), at(bias), eps, *where, threads)
+    s, y, dtype = torch.empty_like(x), torch.empty_like(x), x.dtype
+    moments = torch.empty(len(x), 2, dtype=torch.float32, device="cpu")
+    library(dtype).norm_forward(
+        *(at(x, dtype), at(more, dtype), *x.shape, at(weight, dtype), at(bias, dtype), eps),
+        *(at(s, dtype), at(y, dtype), at(moments, torch.float32), torch.get_num_threads()),
+    )
     return y, s, moments
 
 
 def norm_back(grad: Tensor, more: Tensor | None, s: Tensor, moments: Tensor, weight: Tensor) -> Tensor:
     """What s gets, given y's gradient, grad or grad + more."""
-    found = torch.empty_like(s)
-    given, threads = (at(grad), at(more), at(s), at(moments)), torch.get_num_threads()
-    library(s.dtype).norm_backward(*given, *s.shape, at(weight), at(found), threads)
+    found, dtype = torch.empty_like(s), s.dtype
+    library(dtype).norm_backward(
+        *(at(grad, dtype), None if more is None else at(more, dtype), at(s, dtype)),
+        *(at(moments, torch.float32), *s.shape, at(weight, dtype), at(found, dtype), torch.get_num_threads()),
+    )
     return found
 
 
 def gelu(x: Tensor) -> Tensor:
-    """x Phi(x)."""
-    y = torch.empty_like(x)
-    library(x.dtype).gelu_forward(at(x), x.numel(), at(y), torch.get_num_threads())
+    """x Phi(x); as many numbers as fill vectors."""
+    y, dtype = torch.empty_like(x), x.dtype
+    library(dtype).gelu_forward(at(x, dtype), x.numel(), at(y, dtype), torch.get_num_threads())
     return y
 
 
 def gelu_back(grad: Tensor, x: Tensor) -> Tensor:
     """What x gets of the gradient of `gelu`, which it takes the place of."""
-    library(x.dtype).gelu_backward(at(grad), at(x), x.numel(), torch.get_num_threads())
+    dtype = x.dtype
+    library(dtype).gelu_backward(at(grad, dtype), at(x, dtype), x.numel(), torch.get_num_threads())
     return grad
+
+
+def draw_keep(keep: Tensor, p: float, seed: int) -> None:
+    """Write zeros with probability p, else ones, into [rows, ...], which may lie in memory as it likes. The
+    seed, of 64 bits, and an element's number among all decide.
+    """
+    if not keep.numel():
+        return
+    whole = keep[0].is_contiguous()
+    flat = (keep if whole else torch.empty(keep.shape, dtype=keep.dtype)).view(len(keep), -1)
+    dropped = round(p * (2**32 - 1))
+    library(keep.dtype).keep_mask(flat.data_ptr(), *flat.shape, flat.stride(0), dropped, seed)
+    if not whole:
+        keep.copy_(flat.view(keep.shape))

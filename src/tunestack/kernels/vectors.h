@@ -4,6 +4,7 @@
    or a pair of bfloat16 numbers that are neighbours in the direction which is summed over. Sums are float. */
 
 #include <math.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -105,9 +106,10 @@ INLINE vector add_product(vector sum, words a, words b) {
 #endif
 }
 
-/* e^x within two units in the last place; 0 far below, no number where x is none. */
-INLINE vector exponential(vector x) {
-    x = chosen(x < -87.0f, all(-87.0f), x);
+/* e^x within two units in the last place, for x from -87 to 88 and at these ends beyond them; no number where x
+   is none. */
+INLINE vector exponential(vector given) {
+    vector x = chosen(given < -87.0f, all(-87.0f), given);
     x = chosen(x > 88.0f, all(88.0f), x);
     const float magic = 12582912.0f; /* 1.5 * 2^23: what is added to it is rounded */
     vector shifted = x * 1.44269504f + magic;
@@ -119,7 +121,7 @@ INLINE vector exponential(vector x) {
     y = y * rest + 1.6666665459e-1f;
     y = y * rest + 5.0000001201e-1f;
     y = y * (rest * rest) + rest + 1.0f;
-    return (vector)((integers)y + ((integers)shifted << 23));
+    return chosen(given == given, (vector)((integers)y + ((integers)shifted << 23)), given);
 }
 
 /* Matrix products. A's word (m, k) lies at a[m * a_row + k * a_step], B's word (k, n) at b[k * b_row + n]. */
@@ -222,10 +224,20 @@ typedef struct {
 enum { OF_TASK, OF_CALL };
 static __thread char *rooms[2];
 static __thread size_t room_bytes[2];
+static pthread_key_t at_exit;
+static pthread_once_t prepared = PTHREAD_ONCE_INIT;
+
+static void free_rooms(void *unused) {
+    (void)unused;
+    for (int whose = OF_TASK; whose <= OF_CALL; whose++) free(rooms[whose]);
+}
+static void prepare(void) { pthread_key_create(&at_exit, free_rooms); }
 
 INLINE scratch scratch_of(int whose, size_t bytes) {
     bytes += 64;
     if (bytes > room_bytes[whose]) {
+        pthread_once(&prepared, prepare);
+        pthread_setspecific(at_exit, &rooms);
         free(rooms[whose]);
         room_bytes[whose] = bytes;
         rooms[whose] = malloc(bytes);

@@ -59,14 +59,14 @@ class _AddUpdates(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, own: Updates, *weights: Tensor) -> Tensor:
         ctx.updates = own
-        ctx.save_for_backward(x, *own.add(y, x))
+        ctx.save_for_backward(*weights, x, *own.add(y, x))
         ctx.mark_dirty(y)
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         grad = grads[0].contiguous()
-        x, *kept = ctx.saved_tensors
+        x, *kept = ctx.saved_tensors[len(ctx.updates.weights) :]
         grad_x = torch.zeros_like(x) if ctx.needs_input_grad[1] else None
         grad_weights = ctx.updates.back(grad, x, kept, grad_x)
         return (grad, grad_x, None, *grad_weights)

@@ -21,6 +21,8 @@ from torch.utils.weak import TensorWeakRef, WeakTensorKeyDictionary
 from transformers import PreTrainedTokenizerBase
 
 from tunestack.bases.quantised import dequantised_inside
+from tunestack.kernels import rows
+from tunestack.kernels.library import has_kernels
 
 
 @dataclass(frozen=True)
@@ -131,8 +133,11 @@ def draw_mask(keep: Tensor, p: float, span: Span, site: str) -> None:
         own = span.lengths.get(keep.shape[1], keep.shape[1])
         keep[:, own:] = 1
         keep = keep[:, :own]
-    count = keep.numel()
-    generator = torch.Generator(keep.device).manual_seed(stable_hash(span.noise, site))
+    count, seed = keep.numel(), stable_hash(span.noise, site)
+    if has_kernels(keep.dtype, keep.device):
+        rows.draw_keep(keep, p, seed)
+        return
+    generator = torch.Generator(keep.device).manual_seed(seed)
     # 16 random bits an element, four elements a draw: several times faster than bernoulli_ on a CPU.
     draws = torch.empty((count + 3) // 4, dtype=torch.int64, device=keep.device)
     draws.random_(-(2**63), None, generator=generator)

@@ -5,6 +5,7 @@ Never forms an update of the output's size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -33,8 +34,8 @@ class Updates(Protocol):
 
 def updates(members: Sequence[Member], y: Tensor, x: Tensor) -> Updates:
     """Whatever is fastest for inputs and outputs like x and y."""
-    if lowrank.covers(x, x.shape[-1], y.shape[-1]):
-        return Compiled([Term(member, 0) for member in members], x.shape[1] if x.dim() == 3 else 1)
+    if lowrank.covers(x, y):
+        return Compiled([Term(member, 0) for member in members], math.prod(x.shape[1:-1]))
     return _Batched(members)
 
 

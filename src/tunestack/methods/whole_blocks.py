@@ -157,7 +157,7 @@ class _WholeBlock(torch.autograd.Function):
         *weights: Tensor,
     ) -> Tensor:
         attention, out, up, down = layers
-        x = hidden.reshape(-1, hidden.shape[-1])
+        x = hidden.reshape(-1, hidden.shape[-1]).contiguous()
         joint, of_attention = attention.forward(x)
         mixed, sums = attend(joint.chunk(3, 1), texts, block.heads, block.scaling)
         middle, of_out = out.forward(mixed, (len(x), texts.starts) if texts.first else None)
@@ -168,7 +168,8 @@ class _WholeBlock(torch.autograd.Function):
         end, of_down = down.forward(rows.gelu(wide))
         y, end, last_moments = rows.norm(end, h, last.weight, last.bias, last.eps)
         kept = [[joint, sums, middle, moments, wide, end, last_moments], of_attention, of_out, of_up, of_down]
-        ctx.save_for_backward(*itertools.chain.from_iterable(kept))
+        # The weights, too: who changes one before the way back is told so.
+        ctx.save_for_backward(*itertools.chain.from_iterable(kept), *weights)
         ctx.counts = [len(part) for part in kept]
         ctx.block, ctx.texts, ctx.layers = block, texts, layers
         return y.unsqueeze(1)
@@ -183,7 +184,7 @@ class _WholeBlock(torch.autograd.Function):
         attention, out, up, down = ctx.layers
         needs_x = ctx.needs_input_grad[0]
 
-        grad = grads[0].reshape(-1, end.shape[-1])
+        grad = grads[0].reshape(-1, end.shape[-1]).contiguous()
         grad_end = rows.norm_back(grad, None, end, last_moments, block.last_norm.weight)
         grad_wide = down.weight.back(grad_end)
         found_down = down.back(grad_end, of_down, grad_wide)
