@@ -17,6 +17,7 @@ from torch import Tensor
 import tiny
 from families import FAMILIES, Family
 from task_samples import SAMPLES
+from tunestack.bases import attention as bases_attention
 from tunestack.bases import load_base
 from tunestack.bases.attention import LONGEST, short_attention
 from tunestack.bases.packing import ALIGN, ALONE, ARGUMENT, STEP, Packed
@@ -56,8 +57,11 @@ def test_every_token_has_its_place_and_comes_back(lengths: list[list[int]]) -> N
         row += len(own)
 
 
-@given(LENGTHS, st.integers(1, 3), st.booleans())
-def test_attention_is_the_formula_text_by_text(lengths: list[list[int]], heads: int, first: bool) -> None:
+@pytest.mark.parametrize("compiled", [True, False])
+@given(lengths=LENGTHS, heads=st.integers(1, 3), first=st.booleans())
+def test_attention_is_the_formula_text_by_text(
+    compiled: bool, lengths: list[list[int]], heads: int, first: bool
+) -> None:
     """Outputs and gradients, in fp64; spare places get no gradient whatever happens to them.
 
     first: whether first tokens alone are asked for.
@@ -70,7 +74,10 @@ def test_attention_is_the_formula_text_by_text(lengths: list[list[int]], heads: 
         for _ in range(4)
     )
     ours = [tensor.float().transpose(1, 2).requires_grad_(True) for tensor in (query, key, value)]
-    output, _ = short_attention(torch.nn.Module(), *ours, None, scaling=0.7, **{ARGUMENT: packed})
+    with pytest.MonkeyPatch.context() as patched:
+        if not compiled:
+            patched.setattr(bases_attention, "has_kernels", lambda *args: False)
+        output, _ = short_attention(torch.nn.Module(), *ours, None, scaling=0.7, **{ARGUMENT: packed})
     gradients = torch.autograd.grad(output, ours, weights.float())
     expected = [tensor.transpose(1, 2).clone().requires_grad_(True) for tensor in (query, key, value)]
     flat = [length for own in lengths for length in own]
