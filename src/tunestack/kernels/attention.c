@@ -18,6 +18,16 @@ typedef struct {
     int32_t first, threads;
 } inputs;
 
+/* Words (k, n) of a B whose column n is row n of x, `across` numbers each; n is filled up with zeros. */
+static void transpose(const element *x, int64_t row, int64_t rows, int64_t across, word *to, int64_t to_row) {
+    for (int64_t n = 0; n < rows; n++) {
+        const word *from = (const word *)(x + n * row);
+        for (int64_t k = 0; k < across / PER_WORD; k++) to[k * to_row + n] = from[k];
+    }
+    for (int64_t k = 0; k < across / PER_WORD; k++)
+        for (int64_t n = rows; n < padded(rows); n++) to[k * to_row + n] = 0;
+}
+
 /* e^(scaling x - above) of a row of scores, 0 beyond the keys; returns the sum. */
 INLINE float exponentials(float *scores, int64_t keys, float scaling, float above) {
     vector sum = {0};

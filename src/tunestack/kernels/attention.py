@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunestack.kernels.library import at, library
+from tunestack.kernels.library import at, described, library
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,14 @@ def attend_back(
 
 def _check(matrices: Sequence[Tensor]) -> None:
     """Raises ValueError where they do not lie in memory in the same way."""
-    told = {(one.dtype, tuple(one.shape), one.stride(), one.device.type) for one in matrices}
-    if len(told) > 1 or matrices[0].stride(1) != 1:
-        raise ValueError(f"matrices of one type and layout must come here, not {sorted(map(str, told))}")
+    first, *others = matrices
+    alike = all(
+        one.dtype == first.dtype and one.shape == first.shape and one.stride() == first.stride()
+        for one in others
+    )
+    if not alike or first.stride(1) != 1 or not first.is_cpu:
+        found = ", ".join(map(described, matrices))
+        raise ValueError(f"matrices of one type and layout, on the processor, must come here, not {found}")
 
 
 def _call(

@@ -80,11 +80,14 @@ def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
 def at(tensor: Tensor, dtype: torch.dtype) -> int:
     """Where a tensor's numbers lie, for a C function. Raises ValueError where they are not what it takes."""
     if tensor.dtype != dtype or not tensor.is_contiguous() or not tensor.is_cpu:
-        raise ValueError(f"a contiguous {dtype} tensor on the processor must come here, not {_told(tensor)}")
+        raise ValueError(
+            f"a contiguous {dtype} tensor on the processor must come here, not {described(tensor)}"
+        )
     return tensor.data_ptr()
 
 
-def _told(tensor: Tensor) -> str:
+def described(tensor: Tensor) -> str:
+    """What a tensor is, for messages."""
     return f"{tensor.dtype} {list(tensor.shape)} with strides {tensor.stride()} on {tensor.device}"
 
 

@@ -40,13 +40,12 @@ INLINE element rounded(float x) {
 /* Words (k, n) of a matrix B whose number (k, n) is x[k * k_step + n * n_step]; zeros beyond. */
 static void pack(const float *x, int64_t k_step, int64_t n_step, int64_t k, int64_t n, word *to,
                  int64_t to_row) {
-    element *own = (element *)to;
-    for (int64_t pair = 0; pair < in_words(k); pair++)
-        for (int64_t j = 0; j < to_row; j++)
-            for (int64_t half = 0; half < PER_WORD; half++) {
-                const int64_t i = pair * PER_WORD + half;
-                *own++ = i < k && j < n ? rounded(x[i * k_step + j * n_step]) : 0;
-            }
+    for (int64_t i = 0; i < in_words(k) * PER_WORD; i++) {
+        element *own = (element *)(to + i / PER_WORD * to_row) + i % PER_WORD;
+        const int64_t count = i < k ? n : 0;
+        for (int64_t j = 0; j < count; j++) own[j * PER_WORD] = rounded(x[i * k_step + j * n_step]);
+        for (int64_t j = count; j < to_row; j++) own[j * PER_WORD] = 0;
+    }
 }
 
 /* Updates with the same rows: their number, from the first one on. */

@@ -153,7 +153,7 @@ INLINE void tile(const int rows, const int wide, int64_t k, const word *a, int64
 
 /* c [m, n] = a b, or c + a b; n: a multiple of LANES; k: in words. Every sum runs from the first to the last
    k, whatever m is. */
-static void multiply(int64_t m, int64_t n, int64_t k, const word *a, int64_t a_row, int64_t a_step,
+static inline void multiply(int64_t m, int64_t n, int64_t k, const word *a, int64_t a_row, int64_t a_step,
                      const word *b, int64_t b_row, float *c, int64_t c_row, int adds) {
     for (int64_t j = 0; j < n; j += 2 * LANES) {
         for (int64_t i = 0; i < m; i += TILE_ROWS) {
@@ -179,16 +179,6 @@ static void multiply(int64_t m, int64_t n, int64_t k, const word *a, int64_t a_r
         }
     }
 #undef CASE
-}
-
-/* Words (k, n) of a B whose column n is row n of x, `across` numbers each; n is filled up with zeros. */
-static void transpose(const element *x, int64_t row, int64_t rows, int64_t across, word *to, int64_t to_row) {
-    for (int64_t n = 0; n < rows; n++) {
-        const word *from = (const word *)(x + n * row);
-        for (int64_t k = 0; k < across / PER_WORD; k++) to[k * to_row + n] = from[k];
-    }
-    for (int64_t k = 0; k < across / PER_WORD; k++)
-        for (int64_t n = rows; n < padded(rows); n++) to[k * to_row + n] = 0;
 }
 
 /* Words (k, n) of rows that are summed over: x itself, or, in `room`, its rows two by two, the last one with
