@@ -68,7 +68,7 @@ def test_finding_out_how_many_slots_pay_leaves_no_trace(
     with patch.object(Room, "note", lambda room, measured: note(room, next(told))):
         ended = tiny.run(work, trials, None, events.append, lanes=lanes)
     for key, expected in {**whole, "d": whole["a"]}.items():
-        tiny.assert_same(ended[key], expected, atol=1e-6)
+        tiny.assert_same(ended[key], expected)  # beside "b" blocks run module by module, so rounding differs
     steps = Counter(event.key for event in events if event.kind == "step")
     assert steps == {key: one.steps for key, one in ended.items()}
     started = Counter(event.key for event in events if event.kind == "started")
@@ -98,7 +98,7 @@ def test_interrupted_and_resumed_is_as_if_nothing_had_happened(
     events: list[Event] = []
     resumed = tiny.run(work, trials, slots=2, notify=events.append, checkpoints=checkpoints)
     for key, ended in whole.items():
-        tiny.assert_same(resumed[key], ended, atol=1e-6)
+        tiny.assert_same(resumed[key], ended)  # beside "b" blocks run module by module, so rounding differs
     steps = sum(event.kind == "step" for event in events)
     total = sum(ended.steps for ended in whole.values())
     if kind == "step":  # both slots have done theirs before the first is told
