@@ -15,6 +15,7 @@ import platform
 import shutil
 import stat
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,8 +64,9 @@ def library(dtype: torch.dtype) -> ctypes.CDLL:
 @functools.cache
 def _library(dtype: torch.dtype) -> ctypes.CDLL | None:
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang"))), None)
-    # Compilers for Windows align the stack too coarsely for long vectors.
-    if dtype not in _DEFINED or compiler is None or os.environ.get(OFF) == "0" or os.name == "nt":
+    # Compilers for Windows align the stack too coarsely for long vectors, Apple's has no OpenMP.
+    unfit = sys.platform in ("win32", "darwin") or os.environ.get(OFF) == "0"
+    if unfit or dtype not in _DEFINED or compiler is None:
         return None
     try:
         functions = _loaded(compiler, (*_FLAGS, *_DEFINED[dtype]))
