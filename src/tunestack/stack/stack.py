@@ -20,6 +20,7 @@ from tunestack.bases.packing import ARGUMENT, Packed
 from tunestack.data.batches import evaluation_batches
 from tunestack.data.encode import Encoded
 from tunestack.errors import Problem, UserError
+from tunestack.kernels.library import has_kernels
 from tunestack.methods.base import with_head
 from tunestack.methods.sites import Dropout, Host, SharedInputError, Span
 from tunestack.methods.whole_blocks import open_whole
@@ -68,6 +69,7 @@ class Stack:
             keep_first_token(loaded.model)
         self.host = Host(loaded.model, loaded.head, loaded.fresh, work.base.tokenizer)
         self.device = work.base.device
+        has_kernels(work.base.dtype, self.device)  # compiled now, not in a step that is timed
         self.packs = loaded.packs and not autocast
         if self.packs:
             open_whole(loaded.model, self.host, work.task.reads_first_token)
