@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -147,7 +147,7 @@ class Packed:
         """The same for an attention of which nobody reads but the first tokens' outputs."""
         first = copy.copy(self)
         first.asks_first, first._heads = True, {}
-        first.__dict__.pop("texts", None)
+        first.texts = replace(self.texts, first=True)
         return first
 
     def heads(self, count: int) -> HeadLayout:

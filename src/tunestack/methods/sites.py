@@ -31,7 +31,8 @@ class Span:
 
     noise: a number that, with a site's name, decides this slot's dropout masks in this step; None in
     evaluation, where nothing is dropped. It depends on the trial and its step alone, so a trial's masks
-    are the same in any company, after a resume, and in a recomputed forward.
+    are the same in any company, after a resume, and in a recomputed forward, as long as there are compiled
+    kernels or there are none.
     lengths: how many tokens this slot's own longest row has, by how many the batch has, which may be more for
     the sake of company; of an encoder-decoder for what each half reads. What has another number of tokens is
     not padded for company.
