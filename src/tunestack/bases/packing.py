@@ -26,7 +26,7 @@ from tunestack.kernels.attention import Texts
 
 ARGUMENT = "tunestack_packed"
 """Models hand keywords that they do not know down to their attention."""
-ALIGN, ALONE = 64, 32
+ALIGN, ALONE = 64, 16
 """A trial's tokens are filled up to a multiple of so many, in company and alone: oneDNN prepares its products
 anew for every number of rows, and keeps a thousand of them, which in company are many more.
 """

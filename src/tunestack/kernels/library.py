@@ -41,8 +41,7 @@ _ARGUMENTS = {
     "lowrank_backward": "pppppp",
     "norm_forward": "ppnnppfpppi",
     "norm_backward": "ppppnnppi",
-    "gelu_forward": "pnpi",
-    "gelu_backward": "ppni",
+    "gelu": "pnppi",
     "keep_mask": "pnnnnn",
 }
 """What each takes: pointers, counts, floats, numbers of threads."""

@@ -59,7 +59,7 @@ void norm_backward(const element *grad, const element *more, const element *s, c
    the former is below 2e-7 (Abramowitz and Stegun, 7.1.26). */
 INLINE vector normal_share(vector x, vector *density) {
     const vector half = x * 0.70710678f;
-    const vector size = chosen(half < 0.0f, -half, half);
+    const vector size = (vector)((integers)half & 0x7fffffff);
     const vector t = 1.0f / (size * 0.3275911f + 1.0f);
     vector tail = t * 1.061405429f - 1.453152027f;
     tail = tail * t + 1.421413741f;
@@ -70,22 +70,14 @@ INLINE vector normal_share(vector x, vector *density) {
     return chosen(half < 0.0f, tail, 1.0f - tail);
 }
 
-/* y = x Phi(x) (Hendrycks and Gimpel, 2016). */
-void gelu_forward(const element *x, int64_t count, element *y, int32_t threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t j = 0; j < count; j += LANES) {
-        vector own = load(x + j), density;
-        store(y + j, own * normal_share(own, &density));
-    }
-}
-
-/* The gradient of y, in place, becomes that of x: times Phi(x) + x phi(x). */
-void gelu_backward(element *grad, const element *x, int64_t count, int32_t threads) {
+/* y = x Phi(x) (Hendrycks and Gimpel, 2016); slope, unless that is NULL: its derivative Phi(x) + x phi(x). */
+void gelu(const element *x, int64_t count, element *y, element *slope, int32_t threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t j = 0; j < count; j += LANES) {
         vector own = load(x + j), density;
         vector share = normal_share(own, &density);
-        store(grad + j, load(grad + j) * (share + own * density * 0.39894228f));
+        store(y + j, own * share);
+        if (slope) store(slope + j, share + own * density * 0.39894228f);
     }
 }
 

@@ -31,18 +31,13 @@ def norm_back(grad: Tensor, more: Tensor | None, s: Tensor, moments: Tensor, wei
     return found
 
 
-def gelu(x: Tensor) -> Tensor:
-    """x Phi(x); as many numbers as fill vectors."""
+def gelu(x: Tensor, slope: bool = False) -> tuple[Tensor, Tensor | None]:
+    """x Phi(x), and its derivative where that is asked for; as many numbers as fill vectors."""
     y, dtype = torch.empty_like(x), x.dtype
-    library(dtype).gelu_forward(at(x, dtype), x.numel(), at(y, dtype), torch.get_num_threads())
-    return y
-
-
-def gelu_back(grad: Tensor, x: Tensor) -> Tensor:
-    """What x gets of the gradient of `gelu`, which it takes the place of."""
-    dtype = x.dtype
-    library(dtype).gelu_backward(at(grad, dtype), at(x, dtype), x.numel(), torch.get_num_threads())
-    return grad
+    found = torch.empty_like(x) if slope else None
+    there = None if found is None else found.data_ptr()
+    library(dtype).gelu(at(x, dtype), x.numel(), at(y, dtype), there, torch.get_num_threads())
+    return y, found
 
 
 def draw_keep(keep: Tensor, p: float, seed: int) -> None:

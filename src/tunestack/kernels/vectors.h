@@ -65,17 +65,72 @@ INLINE integers lanes_below(int64_t count) {
     return lane < (int32_t)count;
 }
 
+/* The first, or the second, halves of both, number by number in turn. */
+#if LANES == 16
+#define FIRST 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define SECOND 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#elif LANES == 8
+#define FIRST 0, 8, 1, 9, 2, 10, 3, 11
+#define SECOND 4, 12, 5, 13, 6, 14, 7, 15
+#else
+#define FIRST 0, 4, 1, 5
+#define SECOND 2, 6, 3, 7
+#endif
+#ifdef __clang__
+INLINE words first_halves(words a, words b) { return __builtin_shufflevector(a, b, FIRST); }
+INLINE words second_halves(words a, words b) { return __builtin_shufflevector(a, b, SECOND); }
+#else
+INLINE words first_halves(words a, words b) { return __builtin_shuffle(a, b, (words){FIRST}); }
+INLINE words second_halves(words a, words b) { return __builtin_shuffle(a, b, (words){SECOND}); }
+#endif
+
+/* The square of LANES vectors with its rows as columns. */
+INLINE void turn(words *square) {
+    words other[LANES];
+#pragma GCC unroll 4
+    for (int round = 1; round < LANES; round *= 2) {
+#pragma GCC unroll 8
+        for (int i = 0; i < LANES / 2; i++) {
+            other[2 * i] = first_halves(square[i], square[i + LANES / 2]);
+            other[2 * i + 1] = second_halves(square[i], square[i + LANES / 2]);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; i++) square[i] = other[i];
+    }
+}
+
 INLINE float sum_of(vector v) {
+#ifdef __AVX512F__
+    return _mm512_reduce_add_ps((__m512)v);
+#else
     float sum = 0;
     for (int i = 0; i < LANES; i++) sum += v[i];
     return sum;
+#endif
+}
+
+INLINE float largest_of(vector v) {
+#ifdef __AVX512F__
+    return _mm512_reduce_max_ps((__m512)v);
+#else
+    float most = v[0];
+    for (int i = 1; i < LANES; i++) most = v[i] > most ? v[i] : most;
+    return most;
+#endif
 }
 
 #ifdef PAIRS
+INLINE words widened(halves h) {
+#ifdef __AVX512F__
+    return (words)_mm512_cvtepu16_epi32((__m256i)h);
+#else
+    return __builtin_convertvector(h, words);
+#endif
+}
 INLINE vector load(const element *from) {
     halves h;
     memcpy(&h, from, sizeof h);
-    return (vector)(__builtin_convertvector(h, words) << 16);
+    return (vector)(widened(h) << 16);
 }
 /* To the nearest, ties to even; what is no number stays none. */
 INLINE void store(element *to, vector v) {
@@ -106,11 +161,20 @@ INLINE vector add_product(vector sum, words a, words b) {
 #endif
 }
 
+/* x, but from `least` to `most`; what is no number stays none. */
+INLINE vector clamped(vector x, float least, float most) {
+#ifdef __AVX512F__
+    return (vector)_mm512_min_ps((__m512)all(most), _mm512_max_ps((__m512)all(least), (__m512)x));
+#else
+    x = chosen(x < least, all(least), x);
+    return chosen(x > most, all(most), x);
+#endif
+}
+
 /* e^x within two units in the last place, for x from -87 to 88 and at these ends beyond them; no number where x
    is none. */
-INLINE vector exponential(vector given) {
-    vector x = chosen(given < -87.0f, all(-87.0f), given);
-    x = chosen(x > 88.0f, all(88.0f), x);
+INLINE vector exponential(vector x) {
+    x = clamped(x, -87.0f, 88.0f);
     const float magic = 12582912.0f; /* 1.5 * 2^23: what is added to it is rounded */
     vector shifted = x * 1.44269504f + magic;
     vector whole = shifted - magic;
@@ -121,7 +185,7 @@ INLINE vector exponential(vector given) {
     y = y * rest + 1.6666665459e-1f;
     y = y * rest + 5.0000001201e-1f;
     y = y * (rest * rest) + rest + 1.0f;
-    return chosen(given == given, (vector)((integers)y + ((integers)shifted << 23)), given);
+    return y * (vector)(((integers)shifted << 23) + 0x3f800000);
 }
 
 /* Matrix products. A's word (m, k) lies at a[m * a_row + k * a_step], B's word (k, n) at b[k * b_row + n]. */
@@ -192,7 +256,7 @@ INLINE const word *zipped(const element *x, int64_t row, int64_t rows, int64_t n
             halves low, high = {0};
             memcpy(&low, x + k * row + i, sizeof low);
             if (k + 1 < rows) memcpy(&high, x + (k + 1) * row + i, sizeof high);
-            words pairs = __builtin_convertvector(low, words) | __builtin_convertvector(high, words) << 16;
+            words pairs = widened(low) | widened(high) << 16;
             memcpy(to + i, &pairs, sizeof pairs);
         }
     }

@@ -60,7 +60,8 @@ def _forward(
         return modules(hidden, *args, **kwargs)
     texts = (packed.of_first() if first else packed).texts
     weights = [weight for layer in layers if layer.updates for weight in layer.updates.weights]
-    whole: Tensor = _WholeBlock.apply(hidden, block, texts, layers, *weights)  # type: ignore[no-untyped-call]
+    call = block, texts, layers, torch.is_grad_enabled()
+    whole: Tensor = _WholeBlock.apply(hidden, call, *weights)  # type: ignore[no-untyped-call]
     return whole
 
 
@@ -144,18 +145,15 @@ class _Layer:
 
 class _WholeBlock(torch.autograd.Function):
     """A block of `EncoderBlock`'s equations. hidden: [tokens, 1, features]; returns as much, or [texts, 1,
-    features] where it goes on with first tokens alone.
+    features] where it goes on with first tokens alone. call: the block, its texts and layers, and whether
+    there will be a way back.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
-        block: EncoderBlock,
-        texts: Texts,
-        layers: Sequence[_Layer],
-        *weights: Tensor,
+        ctx: Any, hidden: Tensor, call: tuple[EncoderBlock, Texts, Sequence[_Layer], bool], *weights: Tensor
     ) -> Tensor:
+        block, texts, layers, trains = call
         attention, out, up, down = layers
         x = hidden.reshape(-1, hidden.shape[-1]).contiguous()
         joint, of_attention = attention.forward(x)
@@ -165,9 +163,12 @@ class _WholeBlock(torch.autograd.Function):
         norm, last = block.norm, block.last_norm
         h, middle, moments = rows.norm(middle, residual, norm.weight, norm.bias, norm.eps)
         wide, of_up = up.forward(h)
-        end, of_down = down.forward(rows.gelu(wide))
+        wide, slope = rows.gelu(wide, trains)
+        end, of_down = down.forward(wide)
         y, end, last_moments = rows.norm(end, h, last.weight, last.bias, last.eps)
-        kept = [[joint, sums, middle, moments, wide, end, last_moments], of_attention, of_out, of_up, of_down]
+        if slope is None:
+            return y.unsqueeze(1)
+        kept = [[joint, sums, middle, moments, slope, end, last_moments], of_attention, of_out, of_up, of_down]
         # The weights, too: who changes one before the way back is told so.
         ctx.save_for_backward(*itertools.chain.from_iterable(kept), *weights)
         ctx.counts = [len(part) for part in kept]
@@ -178,7 +179,7 @@ class _WholeBlock(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         tensors = iter(ctx.saved_tensors)
         own, of_attention, of_out, of_up, of_down = (list(itertools.islice(tensors, n)) for n in ctx.counts)
-        joint, sums, middle, moments, wide, end, last_moments = own
+        joint, sums, middle, moments, slope, end, last_moments = own
         block: EncoderBlock = ctx.block
         texts: Texts = ctx.texts
         attention, out, up, down = ctx.layers
@@ -188,14 +189,14 @@ class _WholeBlock(torch.autograd.Function):
         grad_end = rows.norm_back(grad, None, end, last_moments, block.last_norm.weight)
         grad_wide = down.weight.back(grad_end)
         found_down = down.back(grad_end, of_down, grad_wide)
-        grad_wide = rows.gelu_back(grad_wide, wide)
+        grad_wide.mul_(slope)
         grad_h = up.weight.back(grad_wide)
         found_up = up.back(grad_wide, of_up, grad_h)
         grad_middle = rows.norm_back(grad_h, grad_end, middle, moments, block.norm.weight)
         grad_mixed = out.weight.back(grad_middle)
         found_out = out.back(grad_middle, of_out, grad_mixed)
         if not needs_x and not of_attention:
-            return (None, None, None, None, *found_out, *found_up, *found_down)
+            return (None, None, *found_out, *found_up, *found_down)
 
         grad_joint = torch.empty_like(joint)
         parts = joint.chunk(3, 1), grad_joint.chunk(3, 1)
@@ -209,4 +210,4 @@ class _WholeBlock(torch.autograd.Function):
             )
         found_attention = attention.back(grad_joint, of_attention, grad_x)
         given = None if grad_x is None else grad_x.unsqueeze(1)
-        return (given, None, None, None, *found_attention, *found_out, *found_up, *found_down)
+        return (given, None, *found_attention, *found_out, *found_up, *found_down)
