@@ -70,7 +70,7 @@ def attend_both(
     out, sums = attention.attend(joint.chunk(3, 1), texts, heads, scaling)
     found = torch.full_like(joint, math.nan)
     attention.attend_back(grad, joint.chunk(3, 1), sums, texts, heads, scaling, found.chunk(3, 1))
-    return out, found.index_fill_(0, texts.rest, 0)
+    return out, found
 
 
 @compiled

@@ -55,7 +55,7 @@ def whole(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def watched(block: Any, *args: Any) -> Any:
         found = layers(block, *args)
         if found is not None:
-            names.append(block.name)
+            names.append(block.prefix.removesuffix("."))
         return found
 
     monkeypatch.setattr(whole_blocks, "_layers", watched)

@@ -111,7 +111,7 @@ class _TextAttention(torch.autograd.Function):
         *inputs, sums = ctx.saved_tensors
         texts, heads, scaling = ctx.call
         grad = grads[0].index_select(0, texts.starts) if texts.first else grads[0].contiguous()
-        found = [torch.zeros_like(tensor) for tensor in inputs]
+        found = [torch.empty_like(tensor) for tensor in inputs]
         attention.attend_back(grad, inputs, sums, texts, heads, scaling, found)
         return (*found, None, None, None)
 

@@ -44,12 +44,12 @@ class Norm:
 class EncoderBlock:
     """A block's frozen weights.
 
-    module, name: what it is in the model. attention: query, key and value. heads: of attention. scaling: of
+    module: what it is in the model. prefix: what the full names of its modules begin with. attention: query, key and value. heads: of attention. scaling: of
     its scores. last: whether it is the model's last one.
     """
 
     module: nn.Module
-    name: str
+    prefix: str
     attention: Linear
     out: Linear
     norm: Norm
@@ -115,7 +115,7 @@ def _block(name: str, module: nn.Module, row: Layout, model: PreTrainedModel, la
     size = attention.width // 3 // heads
     return EncoderBlock(
         module,
-        name,
+        f"{name}.",
         attention,
         linear(row.attention_output),
         _norm(first),

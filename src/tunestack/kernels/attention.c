@@ -12,8 +12,8 @@
 typedef struct {
     const element *q, *k, *v;
     int64_t row;
-    const int64_t *starts, *lengths;
-    int64_t texts, heads, size;
+    const int64_t *starts, *lengths, *rest;
+    int64_t texts, rests, heads, size;
     float scaling;
     int32_t first, threads;
 } inputs;
@@ -39,6 +39,12 @@ static void transpose(const element *x, int64_t row, int64_t rows, int64_t acros
             if (deep - k >= LANES) turned(from, row, rows - n, LANES, own, to_row);
             else turned(from, row, rows - n, deep - k, own, to_row);
         }
+}
+
+/* Zeros in place of the results of the tokens of no text. */
+INLINE void clear_rest(const inputs *in, element *results, int64_t row) {
+    for (int64_t i = 0; i < in->rests; i++)
+        memset(results + in->rest[i] * row, 0, sizeof(element) * in->heads * in->size);
 }
 
 /* e^(scaling x - above) of a row of scores, 0 beyond the keys; returns the sum. */
@@ -128,6 +134,7 @@ void attention_forward(const inputs *in, element *out, float *sums) {
                 narrow(mixed + i * deep, size, 1, out + ((out_row + i) * heads + head) * size);
         }
     }
+    if (!in->first) clear_rest(in, out, heads * size);
 }
 
 /* grad: of out. grad_q, grad_k, grad_v: rows `row` apart as their inputs. With `first` the other tokens'
@@ -197,4 +204,7 @@ void attention_backward(const inputs *in, const element *grad, const float *sums
             if (i >= asked) memset(grad_q + at + i * row, 0, sizeof(element) * size);
         }
     }
+    clear_rest(in, grad_q, row);
+    clear_rest(in, grad_k, row);
+    clear_rest(in, grad_v, row);
 }

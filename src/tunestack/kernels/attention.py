@@ -36,7 +36,9 @@ class _Inputs(ctypes.Structure):
         ("row", ctypes.c_int64),
         ("starts", ctypes.c_void_p),
         ("lengths", ctypes.c_void_p),
+        ("rest", ctypes.c_void_p),
         ("texts", ctypes.c_int64),
+        ("rests", ctypes.c_int64),
         ("heads", ctypes.c_int64),
         ("size", ctypes.c_int64),
         ("scaling", ctypes.c_float),
@@ -57,7 +59,7 @@ def attend(inputs: Sequence[Tensor], texts: Texts, heads: int, scaling: float) -
     out = inputs[0].new_empty(rows, width)
     sums = torch.empty(rows, heads, dtype=torch.float32, device="cpu")
     _call("attention_forward", inputs, texts, heads, scaling, out.data_ptr(), sums.data_ptr())
-    return out if texts.first else out.index_fill_(0, texts.rest, 0), sums
+    return out, sums
 
 
 def attend_back(
@@ -69,8 +71,8 @@ def attend_back(
     scaling: float,
     found: Sequence[Tensor],
 ) -> None:
-    """Write the gradients of the inputs into `found`, of the same layout, but for tokens of no text; grad: of
-    the outputs, contiguous.
+    """Write the gradients of the inputs into `found`, of the same layout, zeros for tokens of no text; grad:
+    of the outputs, contiguous.
     """
     _check([*inputs, *found])
     others = (at(grad, inputs[0].dtype), at(sums, torch.float32), *(own.data_ptr() for own in found))
@@ -99,7 +101,9 @@ def _call(
         one.stride(0),
         at(texts.starts, torch.int64),
         at(texts.lengths, torch.int64),
+        at(texts.rest, torch.int64),
         len(texts.starts),
+        len(texts.rest),
         heads,
         one.shape[1] // heads,
         scaling,

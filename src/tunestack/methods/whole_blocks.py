@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from tunestack.kernels import rows
 from tunestack.kernels.attention import Texts, attend, attend_back
 from tunestack.kernels.library import LANES, has_kernels
 from tunestack.methods.lowrank import fill_keep
-from tunestack.methods.sites import Host, Member, Part, Span
+from tunestack.methods.sites import Host, Member, Part
 from tunestack.methods.updates import Compiled, Term, drops
 
 
@@ -73,19 +73,21 @@ def _layers(block: EncoderBlock, host: Host, hidden: Tensor, first: bool) -> lis
     if not tokens:
         return None
     known = {name for linear in block.linears for name in linear.columns}
+    acting = {}
     for name, site in host.sites.items():
-        if not name.startswith(f"{block.name}."):
+        if not name.startswith(block.prefix):
             continue
-        kinds = host.rows.members(site.parts, name, tokens)
+        acting[name] = kinds = host.rows.members(site.parts, name, tokens)
         if kinds and not (name in known and all(map(_only_adds, kinds))):
             return None
+    if not first:
+        return [_Layer(linear, members := _of(linear, acting), members) for linear in block.linears]
+    # Behind the last attention every text is one row, but dropout is drawn for what attention gives.
+    asking = {name: host.rows.members(host.sites[name].parts, name) for name in acting}
     layers = []
     for linear in block.linears:
-        # Behind the last attention every text is one row, but dropout is drawn for what attention gives.
-        texts = first and linear is not block.attention
-        members = _members(linear, host, None if texts else tokens)
-        drawn = _members(linear, host, tokens) if texts and linear is block.out else members
-        layers.append(_Layer(linear, members, drawn))
+        members = _of(linear, acting if linear is block.attention else asking)
+        layers.append(_Layer(linear, members, _of(linear, acting) if linear is block.out else members))
     return layers
 
 
@@ -94,10 +96,9 @@ def _only_adds(kind: type[Part]) -> bool:
     return bool(vars(kind).get("low_rank", False))
 
 
-def _members(linear: Linear, host: Host, spans: Sequence[Span] | None) -> list[Member]:
+def _of(linear: Linear, acting: Mapping[str, Mapping[type[Part], Sequence[Member]]]) -> list[Member]:
     """All updates of a linear layer, module by module."""
-    sites = [host.sites[name] for name in linear.columns if name in host.sites]
-    kinds = [host.rows.members(site.parts, site.name, spans) for site in sites]
+    kinds = [acting[name] for name in linear.columns if name in acting]
     return [member for own in kinds for members in own.values() for member in members]
 
 
@@ -201,7 +202,6 @@ class _WholeBlock(torch.autograd.Function):
         grad_joint = torch.empty_like(joint)
         parts = joint.chunk(3, 1), grad_joint.chunk(3, 1)
         attend_back(grad_mixed, parts[0], sums, texts, block.heads, block.scaling, parts[1])
-        grad_joint.index_fill_(0, texts.rest, 0)
         grad_x: Tensor | None = None
         if needs_x:
             grad_x = attention.weight.back(grad_joint)
