@@ -318,6 +318,16 @@ def test_gelu_is_the_formula(dtype: torch.dtype) -> None:
         assert broken.isnan().all()
 
 
+@compiled
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_products_by_number_are_the_formula(dtype: torch.dtype) -> None:
+    x, y = random(37, 48, dtype=dtype), random(37, 48, dtype=dtype, seed=1)
+    expected = x * y
+    assert torch.equal(rows.times(x, y, torch.empty_like(x)), expected)
+    assert torch.equal(rows.times(x, y, x), expected)
+    assert torch.equal(x, expected)
+
+
 def masks(p: float, seeds: Sequence[int], shape: tuple[int, ...] = (64, 384)) -> Tensor:
     drawn = torch.full((len(seeds), *shape), math.nan)
     for keep, seed in zip(drawn, seeds):

@@ -42,6 +42,7 @@ _ARGUMENTS = {
     "norm_forward": "ppnnppfpppi",
     "norm_backward": "ppppnnppi",
     "gelu": "pnppi",
+    "times": "ppnpi",
     "keep_mask": "pnnnnn",
 }
 """What each takes: pointers, counts, floats, numbers of threads."""

@@ -40,6 +40,13 @@ def gelu(x: Tensor, slope: bool = False) -> tuple[Tensor, Tensor | None]:
     return y, found
 
 
+def times(x: Tensor, y: Tensor, to: Tensor) -> Tensor:
+    """x y, number by number, written into `to`, which may be x; as many numbers as fill vectors."""
+    dtype = x.dtype
+    library(dtype).times(at(x, dtype), at(y, dtype), x.numel(), at(to, dtype), torch.get_num_threads())
+    return to
+
+
 def draw_keep(keep: Tensor, p: float, seed: int) -> None:
     """Write zeros with probability p, else ones, into [rows, ...], which may lie in memory as it likes. The
     seed, of 64 bits, and an element's number among all decide.

@@ -132,7 +132,7 @@ class _Layer:
             return y, [x, *self.updates.add(y, x)]
         keep = fill_keep(x.new_empty(of[0] if of else len(x), x.shape[1]), self.wet)
         keep = keep.index_select(0, of[1]) if of else keep
-        left = x * keep
+        left = rows.times(x, keep, torch.empty_like(x))
         return y, [left, keep, *self.updates.add(y, left)]
 
     def back(self, grad: Tensor, kept: Sequence[Tensor], grad_x: Tensor | None) -> list[Tensor]:
@@ -190,7 +190,7 @@ class _WholeBlock(torch.autograd.Function):
         grad_end = rows.norm_back(grad, None, end, last_moments, block.last_norm.weight)
         grad_wide = down.weight.back(grad_end)
         found_down = down.back(grad_end, of_down, grad_wide)
-        grad_wide.mul_(slope)
+        rows.times(grad_wide, slope, grad_wide)
         grad_h = up.weight.back(grad_wide)
         found_up = up.back(grad_wide, of_up, grad_h)
         grad_middle = rows.norm_back(grad_h, grad_end, middle, moments, block.norm.weight)
