@@ -20,7 +20,7 @@ from task_samples import SAMPLES
 from tunestack.bases import attention as bases_attention
 from tunestack.bases import load_base
 from tunestack.bases.attention import LONGEST, short_attention
-from tunestack.bases.packing import ALIGN, ALONE, ARGUMENT, STEP, Packed
+from tunestack.bases.packing import ALIGN, ARGUMENT, STEP, TOGETHER, Packed
 from tunestack.config import BaseConfig
 from tunestack.saved import Seat
 from tunestack.stack.slot import Slot, Trial
@@ -45,10 +45,11 @@ def test_every_token_has_its_place_and_comes_back(lengths: list[list[int]]) -> N
     assert tokens.shape == (packed.starts[-1], 1, 1)
     assert torch.equal(packed.spread(tokens), numbers * mask[:, :, None])
     assert torch.equal(packed.first(tokens), numbers[:, :1])
-    row, align = 0, ALIGN if len(lengths) > 1 else ALONE
-    for own in lengths:
+    row, last = 0, len(lengths) - 1
+    for place, own in enumerate(lengths):
         start, end = packed.starts[row], packed.starts[row + len(own)]
-        assert (end - start) % align == 0
+        align = TOGETHER if 0 < place == last else ALIGN
+        assert end % align == 0
         assert end - start - sum(own) < align
         expected = [numbers[row + at, :length, 0] for at, length in enumerate(own)]
         assert torch.equal(tokens[start : start + sum(own), 0, 0], torch.cat(expected))
@@ -189,7 +190,8 @@ def test_no_block_sees_padding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
                 lambda module, given, name=name: seen.update({name: tuple(given[0].shape)})
             )
     stack._backward(slots)
-    tokens = sum(-(-slot.next_tokens // ALIGN) * ALIGN for slot in slots)
+    filled = sum(-(-slot.next_tokens // ALIGN) * ALIGN for slot in slots)
+    tokens = -(-filled // TOGETHER) * TOGETHER
     rows = sum(len(slot.next_batch()) for slot in slots)
     hidden = stack.host.model.config.hidden_size
     ends = {name.split(".")[3] + name[-11:]: shape for name, shape in seen.items()}

@@ -26,9 +26,9 @@ from tunestack.kernels.attention import Texts
 
 ARGUMENT = "tunestack_packed"
 """Models hand keywords that they do not know down to their attention."""
-ALIGN, ALONE = 64, 16
-"""A trial's tokens are filled up to a multiple of so many, in company and alone: oneDNN prepares its products
-anew for every number of rows, and keeps a thousand of them, which in company are many more.
+ALIGN, TOGETHER = 16, 64
+"""A trial's tokens are filled up to a multiple of so many, and those of several trials together: oneDNN prepares
+its products anew for every number of rows, and keeps a thousand of them.
 """
 STEP = 16
 """Attention pads a text to a multiple of so many tokens: fast lengths, and the same ones, so the same
@@ -103,8 +103,9 @@ class Packed:
 
     mask: [rows, tokens], 0 at padding, on a processor; each row's tokens come first. owners: how many rows
     each trial has. starts: where each row's tokens begin, and at last their number. spare: the places that
-    are left where an owner's tokens are filled up to a multiple; its first token lies there once
-    more, and nothing comes of it. asks_first: whether attention has to answer first tokens alone.
+    are left where an owner's tokens are filled up to a multiple, the last one's to that of all; its first
+    token lies there once more, and nothing comes of it. asks_first: whether attention has to answer first
+    tokens alone.
     """
 
     def __init__(self, mask: Tensor, owners: Sequence[int]) -> None:
@@ -113,11 +114,11 @@ class Packed:
         self.lengths = real.sum(axis=1)
         self.starts: list[int] = []
         places, spare, end, row = [], [], 0, 0
-        align = ALIGN if len(owners) > 1 else ALONE
-        for rows in owners:
+        for number, rows in enumerate(owners, start=1):
             first = row * real.shape[1]
             own = first + np.flatnonzero(real[row : row + rows])
-            filled = -(-len(own) // align) * align
+            align = TOGETHER if 1 < number == len(owners) else ALIGN
+            filled = -(-(end + len(own)) // align) * align - end
             places += [own, np.full(filled - len(own), first)]
             spare.append(np.arange(end + len(own), end + filled))
             self.starts += (end + np.cumsum([0, *self.lengths[row : row + rows - 1]])).tolist()
