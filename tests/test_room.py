@@ -33,7 +33,10 @@ def widths(
     [
         ({2: 1.0, 4: 0.8, 8: 0.7, 16: 0.68}, [2, 4, 8, 16]),  # no longer worth it, but no loss
         ({2: 1.0, 4: 0.8, 8: 0.81}, [2, 4, 8, 4]),  # undone
+        ({2: 1.0, 4: 0.8, 8: 0.77, 16: 0.6}, [2, 4, 8]),  # it has paid before, so it is over
         ({2: 1.0, 4: 1.2}, [2, 4, 2]),
+        ({2: 1.0, 4: 0.99, 8: 0.9, 16: 0.91}, [2, 4, 8, 16, 8]),  # the first time proves little
+        ({2: 1.0, 4: 1.01, 8: 0.99}, [2, 4, 8, 2]),
     ],
 )
 def test_slots_are_doubled_as_long_as_that_pays(speed: dict[int, float], expected: list[int]) -> None:

@@ -13,8 +13,8 @@ FIRST = 2
 """Slots to begin with, or one a lane where there are more lanes."""
 REHEARSALS = 3
 """Steps to look at before the next decision, of which the fastest counts: a moment's disturbance does not."""
-GAIN = 0.05
-"""By how much of its time twice as many slots must make a slot's step faster."""
+GAIN, ALIKE = 0.05, 0.02
+"""By how much of its time twice as many slots must make a slot's step faster; and how much is no difference."""
 SPARE = 1.5
 """How many times as much memory must be free as the slots so far have taken, to have twice as many."""
 
@@ -30,8 +30,9 @@ class Room:
     """The number of slots: what the user says, or one that is doubled as long as that pays.
 
     slots: at present. decided: whether it grows no more. Doubling ends where a slot's step gets less than
-    `GAIN` faster (and is undone where it gets slower), at `most`, where memory would not hold what the slots
-    so far took once more, or did not hold them.
+    `GAIN` faster (at the beginning, where measurements are of little work, only at the second time), at `most`,
+    where memory would not hold what the slots so far took once more, or did not hold them. The fewest of those
+    that are about as fast as the fastest it is then.
 
     used, free: bytes that this process has taken on the device, and that are free there.
     """
@@ -49,7 +50,7 @@ class Room:
         self.decided = slots is not None
         self._used, self._free = used, free
         self._empty = used()
-        self._before: tuple[int, float] | None = None
+        self._each: dict[int, float] = {}
 
     @classmethod
     def on(cls, device: torch.device, slots: int | None, lanes: int, most: int | None = None) -> Room:
@@ -72,15 +73,16 @@ class Room:
         )
 
     def note(self, seconds: float) -> None:
-        """Learn from a step of all slots: double them, stay, or go back. seconds: of the whole step."""
-        each = seconds / self.slots
-        before, self._before = self._before, (self.slots, each)
-        if before is not None and each > before[1] * (1 - GAIN):
+        """Learn from a step of all slots: double them, or decide. seconds: of the whole step."""
+        before = list(self._each.values())
+        each = self._each[self.slots] = seconds / self.slots
+        pays = not before or each <= min(before) * (1 - GAIN)
+        may_pay_yet = len(before) == 1 and each <= before[0] * (1 + GAIN)
+        full = self._free() < SPARE * (self._used() - self._empty) or self.slots >= self.most
+        if full or not (pays or may_pay_yet):
             self.decided = True
-            if each > before[1]:
-                self.slots = before[0]
-        elif self._free() < SPARE * (self._used() - self._empty) or self.slots >= self.most:
-            self.decided = True
+            enough = min(self._each.values()) * (1 + ALIKE)
+            self.slots = next(slots for slots, found in self._each.items() if found <= enough)
         else:
             self.slots = min(2 * self.slots, self.most)
 
