@@ -44,8 +44,9 @@ class Norm:
 class EncoderBlock:
     """A block's frozen weights.
 
-    module: what it is in the model. prefix: what the full names of its modules begin with. attention: query, key and value. heads: of attention. scaling: of
-    its scores. last: whether it is the model's last one.
+    module: what it is in the model. prefix: what the full names of its modules begin with. attention:
+    query, key and value. heads: of attention. scaling: of its scores. last: whether it is the model's last
+    one.
     """
 
     module: nn.Module

@@ -27,8 +27,8 @@ from tunestack.kernels.attention import Texts
 ARGUMENT = "tunestack_packed"
 """Models hand keywords that they do not know down to their attention."""
 ALIGN, TOGETHER = 16, 64
-"""A trial's tokens are filled up to a multiple of so many, and those of several trials together: oneDNN prepares
-its products anew for every number of rows, and keeps a thousand of them.
+"""A trial's tokens are filled up to a multiple of so many, and those of several trials together: oneDNN
+prepares its products anew for every number of rows, and keeps a thousand of them.
 """
 STEP = 16
 """Attention pads a text to a multiple of so many tokens: fast lengths, and the same ones, so the same

@@ -169,7 +169,8 @@ class _WholeBlock(torch.autograd.Function):
         y, end, last_moments = rows.norm(end, h, last.weight, last.bias, last.eps)
         if slope is None:
             return y.unsqueeze(1)
-        kept = [[joint, sums, middle, moments, slope, end, last_moments], of_attention, of_out, of_up, of_down]
+        own = [joint, sums, middle, moments, slope, end, last_moments]
+        kept = [own, of_attention, of_out, of_up, of_down]
         # The weights, too: who changes one before the way back is told so.
         ctx.save_for_backward(*itertools.chain.from_iterable(kept), *weights)
         ctx.counts = [len(part) for part in kept]

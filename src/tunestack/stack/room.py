@@ -14,7 +14,7 @@ FIRST = 2
 REHEARSALS = 3
 """Steps to look at before the next decision, of which the fastest counts: a moment's disturbance does not."""
 GAIN, ALIKE = 0.05, 0.02
-"""By how much of its time twice as many slots must make a slot's step faster; and how much is no difference."""
+"""By how much of its time twice as many slots must make a slot's step faster, and how much of it is nothing."""
 SPARE = 1.5
 """How many times as much memory must be free as the slots so far have taken, to have twice as many."""
 
@@ -30,9 +30,9 @@ class Room:
     """The number of slots: what the user says, or one that is doubled as long as that pays.
 
     slots: at present. decided: whether it grows no more. Doubling ends where a slot's step gets less than
-    `GAIN` faster (at the beginning, where measurements are of little work, only at the second time), at `most`,
-    where memory would not hold what the slots so far took once more, or did not hold them. The fewest of those
-    that are about as fast as the fastest it is then.
+    `GAIN` faster (the first doubling may fail to: it measures little work), at `most`, where memory would not
+    hold what the slots so far took once more, or did not hold them. It is then the fewest that are about as
+    fast as the fastest.
 
     used, free: bytes that this process has taken on the device, and that are free there.
     """
