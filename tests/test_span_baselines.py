@@ -310,7 +310,8 @@ def test_no_term_left_is_told() -> None:
 def test_a_saved_baseline_gives_the_same_in_a_fresh_process(name: str, tmp_path: Path) -> None:
     fitted = nearest(TRAIN, TASK) if name == "tfidf" else probe(tiny.random_base(tmp_path, "bert"))
     options = {"stride": 8, "max_answer_tokens": 6}
-    assert_same_in_a_fresh_process(fitted, TASK, TASK.texts(QUESTIONS["test"]), tmp_path, options, 1e-6)
+    # A score is the sum of four logits of up to 9 each, which largely cancel, in fp32.
+    assert_same_in_a_fresh_process(fitted, TASK, TASK.texts(QUESTIONS["test"]), tmp_path, options, 1e-5)
 
 
 def settings(folder: Path, data: dict[str, Any]) -> dict[str, Any]:
