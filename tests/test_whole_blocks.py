@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ from torch import Tensor
 import tiny
 from task_samples import SAMPLES
 from tunestack.bases import frozen
+from tunestack.bases.blocks import Linear
 from tunestack.methods import whole_blocks
+from tunestack.methods.block_layers import Layer, alike
+from tunestack.methods.sites import Span
 from tunestack.stack.slot import Slot
 from tunestack.stack.stack import Stack
 from tunestack.stack.work import Workload
@@ -29,17 +33,24 @@ COMPANY: list[dict[str, Any]] = [
 """Trials that share blocks: other ranks, modules, layers, scalings and dropout."""
 
 
-def opened(folder: Path, kind: str, task: str = "classification", **options: Any) -> tuple[Stack, list[Slot]]:
+def opened(
+    folder: Path, kind: str, task: str = "classification", in_step: bool = False, **options: Any
+) -> tuple[Stack, list[Slot]]:
+    """A stack of `COMPANY`. in_step: of one seed, all at the same step, or each at another."""
     base = tiny.open_base(f"random:{tiny.write_config(folder, kind)}", **options)
     sample = SAMPLES[task]
     work = Workload(base, sample.make(), sample.splits, "")
     stack = Stack(work, base.load_model(work.task.auto_class, work.task.model_config(base)))
     slots = [
-        stack.open(tiny.trial(base, f"{place}", place + 1, batch_size=2 + place % 2, **fields))
+        stack.open(
+            tiny.trial(base, f"{place}", 1, batch_size=3, **fields)
+            if in_step
+            else tiny.trial(base, f"{place}", place + 1, batch_size=2 + place % 2, **fields)
+        )
         for place, fields in enumerate(COMPANY)
     ]
     for steps, slot in enumerate(slots):
-        slot.progress.step = steps % 2
+        slot.progress.step = 0 if in_step else steps % 2
         with torch.no_grad():  # B is zero at the start, and hides what A gets
             noise = torch.randn(slot.flat.shape, generator=torch.Generator().manual_seed(steps))
             slot.flat.add_(noise, alpha=0.1)
@@ -50,20 +61,20 @@ def opened(folder: Path, kind: str, task: str = "classification", **options: Any
 def whole(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the blocks that were computed whole, as they come."""
     names: list[str] = []
-    layers = whole_blocks._layers
+    parts = whole_blocks._parts
 
     def watched(block: Any, *args: Any) -> Any:
-        found = layers(block, *args)
+        found = parts(block, *args)
         if found is not None:
             names.append(block.prefix.removesuffix("."))
         return found
 
-    monkeypatch.setattr(whole_blocks, "_layers", watched)
+    monkeypatch.setattr(whole_blocks, "_parts", watched)
     return names
 
 
 def module_by_module(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(whole_blocks, "_layers", lambda *args: None)
+    monkeypatch.setattr(whole_blocks, "_parts", lambda *args: None)
 
 
 def backward(stack: Stack, slots: list[Slot]) -> tuple[list[float], list[Tensor]]:
@@ -99,6 +110,49 @@ def test_losses_gradients_and_answers_are_those_of_the_modules(
             assert right.abs().max() > 1e-3
             torch.testing.assert_close(mine, right, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(answers, stack.outputs(slots, encoded), rtol=1e-5, atol=1e-6)
+
+
+def spans(*ends: int) -> list[Span]:
+    return [Span(place, start, stop) for place, (start, stop) in enumerate(itertools.pairwise((0, *ends)))]
+
+
+def test_rows_are_alike_only_where_all_of_them_are() -> None:
+    own, tail = torch.randn(5, 1, 4), torch.randn(3, 1, 4)
+    hidden = torch.cat([own, own, own, tail])
+    assert alike(hidden, spans(5, 10, 18)) == (3, 5)  # the last one's may be followed by others
+    assert alike(hidden, spans(5, 18)) == (2, 5)
+    assert alike(hidden, spans(18)) is None
+    assert alike(hidden, spans(4, 10, 18)) is None
+    assert alike(hidden, spans(5, 9, 18)) is None
+    assert alike(hidden, spans(10, 18)) is None
+    for changed in range(15):
+        other = hidden.clone()
+        other[changed, 0, 3] += 1
+        assert alike(other, spans(5, 10, 18)) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_alike_is_multiplied_once_and_gives_the_same(dtype: torch.dtype) -> None:
+    weight = frozen.FrozenWeight(torch.randn(32, 16).to(dtype), torch.randn(32).to(dtype), packs=False)
+    own = torch.randn(6, 16).to(dtype)
+    x = torch.cat([own, own, own, torch.randn(4, 16).to(dtype)])
+    layer = Layer(Linear(weight, {"a": 0}, 32), [], alike=(3, 6))
+    torch.testing.assert_close(layer.forward(x)[0], weight.forward(x), rtol=0, atol=0)
+
+
+def test_trials_of_one_seed_in_step_share_the_first_product(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    monkeypatch.setattr(whole_blocks, "alike", lambda *args: found.append(alike(*args)) or found[-1])
+    stack, slots = opened(tmp_path, "bert", in_step=True)
+    ours = backward(stack, slots)
+    assert [None if own is None else own[0] for own in found] == [len(slots)]
+    module_by_module(monkeypatch)
+    losses, gradients = backward(stack, slots)
+    assert ours[0] == pytest.approx(losses, abs=1e-6)
+    for mine, right in zip(ours[1], gradients, strict=True):
+        torch.testing.assert_close(mine, right, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.skipif(not frozen._available(), reason="PyTorch cannot pack bf16 weights here")

@@ -17,6 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tunestack.bases.frozen import FrozenWeight, joined
 from tunestack.bases.layout import LAYOUTS, Layout
+from tunestack.kernels.absorbed import HeadWeights
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,17 @@ class EncoderBlock:
     """A block's frozen weights.
 
     module: what it is in the model. prefix: what the full names of its modules begin with. attention:
-    query, key and value. heads: of attention. scaling: of its scores. last: whether it is the model's last
-    one.
+    query, key and value. query: it alone. key, value: their weights by head.
+    heads: of attention. scaling: of its scores. first, last: whether it is the model's first or last one.
     """
 
     module: nn.Module
     prefix: str
     attention: Linear
+    query: FrozenWeight
+    key: HeadWeights
+    value: HeadWeights
+    value_bias: Tensor
     out: Linear
     norm: Norm
     up: Linear
@@ -60,6 +65,7 @@ class EncoderBlock:
     heads: int
     head_size: int
     scaling: float
+    first: bool
     last: bool
 
     @property
@@ -84,7 +90,8 @@ def encoder_blocks(model: PreTrainedModel) -> list[EncoderBlock]:
     ]
     if not all(_plain(module) for _, module in found):
         return []
-    return [_block(name, module, row, model, module is found[-1][1]) for name, module in found]
+    ends = found[0][1], found[-1][1]
+    return [_block(name, module, row, model, ends) for name, module in found]
 
 
 def _plain(block: nn.Module) -> bool:
@@ -98,7 +105,9 @@ def _plain(block: nn.Module) -> bool:
     return whole and "forward" not in vars(block)
 
 
-def _block(name: str, module: nn.Module, row: Layout, model: PreTrainedModel, last: bool) -> EncoderBlock:
+def _block(
+    name: str, module: nn.Module, row: Layout, model: PreTrainedModel, ends: tuple[nn.Module, nn.Module]
+) -> EncoderBlock:
     inside = {place: one for place, one in module.named_modules() if isinstance(one, nn.Linear)}
 
     def linear(*suffixes: str) -> Linear:
@@ -114,10 +123,17 @@ def _block(name: str, module: nn.Module, row: Layout, model: PreTrainedModel, la
     heads = int(model.config.num_attention_heads)
     attention = linear(row.query, row.key, row.value)
     size = attention.width // 3 // heads
+    joint = attention.weight
+    assert joint.bias is not None
+    _, key, value = (HeadWeights(part.view(heads, size, -1)) for part in joint.weight.chunk(3))
     return EncoderBlock(
         module,
         f"{name}.",
         attention,
+        linear(row.query).weight,
+        key,
+        value,
+        joint.bias.chunk(3)[2],
         linear(row.attention_output),
         _norm(first),
         linear(row.ffn_in),
@@ -126,7 +142,8 @@ def _block(name: str, module: nn.Module, row: Layout, model: PreTrainedModel, la
         heads,
         size,
         size**-0.5,
-        last,
+        module is ends[0],
+        module is ends[1],
     )
 
 

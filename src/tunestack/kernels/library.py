@@ -36,6 +36,9 @@ _KINDS = {"p": ctypes.c_void_p, "n": ctypes.c_int64, "f": ctypes.c_float, "i": c
 _ARGUMENTS = {
     "attention_forward": "ppp",
     "attention_backward": "pppppp",
+    "absorbed_forward": "pppp",
+    "absorbed_backward": "ppppppppp",
+    "head_products": "pnnnpnnpi",
     "lowrank_low": "p",
     "lowrank_forward": "ppp",
     "lowrank_backward": "pppppp",

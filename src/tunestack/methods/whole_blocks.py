@@ -20,11 +20,14 @@ from transformers import PreTrainedModel
 from tunestack.bases.blocks import EncoderBlock, Linear, encoder_blocks
 from tunestack.bases.packing import ARGUMENT, Packed
 from tunestack.kernels import rows
-from tunestack.kernels.attention import Texts, attend, attend_back
+from tunestack.kernels.attention import Texts
 from tunestack.kernels.library import LANES, has_kernels
-from tunestack.methods.lowrank import fill_keep
+from tunestack.methods.block_attention import AllTokens, BlockAttention, FirstTokens
+from tunestack.methods.block_layers import Layer, alike
 from tunestack.methods.sites import Host, Member, Part
-from tunestack.methods.updates import Compiled, Term, drops
+
+Parts = tuple[BlockAttention, Layer, Layer, Layer]
+"""Of a block: attention, and the three linear layers after it, with what slots add to them."""
 
 
 def open_whole(model: PreTrainedModel, host: Host, first_token: bool) -> None:
@@ -43,7 +46,8 @@ def _covered(block: EncoderBlock) -> bool:
     """Whether there are compiled kernels for it."""
     norm = block.norm.weight
     widths = [norm.shape[0], *(linear.width for linear in block.linears)]
-    return has_kernels(norm.dtype, norm.device) and all(width % LANES == 0 for width in widths)
+    fits = all(width % LANES == 0 for width in widths) and block.head_size % 2 == 0
+    return has_kernels(norm.dtype, norm.device) and fits
 
 
 def _forward(
@@ -56,18 +60,20 @@ def _forward(
     **kwargs: Any,
 ) -> Any:
     packed: Packed | None = kwargs.get(ARGUMENT)
-    if packed is None or (layers := _layers(block, host, hidden, first)) is None:
+    if packed is None:
         return modules(hidden, *args, **kwargs)
     texts = (packed.of_first() if first else packed).texts
-    weights = [weight for layer in layers if layer.updates for weight in layer.updates.weights]
-    call = block, texts, layers, torch.is_grad_enabled()
+    if (parts := _parts(block, host, hidden, texts)) is None:
+        return modules(hidden, *args, **kwargs)
+    call = block, texts, parts, torch.is_grad_enabled()
+    weights = [weight for part in parts for weight in part.weights]
     whole: Tensor = _WholeBlock.apply(hidden, call, *weights)  # type: ignore[no-untyped-call]
     return whole
 
 
-def _layers(block: EncoderBlock, host: Host, hidden: Tensor, first: bool) -> list[_Layer] | None:
-    """The block's linear layers with what slots add to them; None where a slot does anything else in it, or
-    the batch is none of this host's.
+def _parts(block: EncoderBlock, host: Host, hidden: Tensor, texts: Texts) -> Parts | None:
+    """The block's attention and linear layers with what slots add to them; None where a slot does anything
+    else in it, or the batch is none of this host's.
     """
     tokens = host.rows.of(hidden)
     if not tokens:
@@ -80,15 +86,17 @@ def _layers(block: EncoderBlock, host: Host, hidden: Tensor, first: bool) -> lis
         acting[name] = kinds = host.rows.members(site.parts, name, tokens)
         if kinds and not (name in known and all(map(_only_adds, kinds))):
             return None
-    if not first:
-        return [_Layer(linear, members := _of(linear, acting), members) for linear in block.linears]
+    members = _of(block.attention, acting)
+    if not texts.first:
+        joint = Layer(block.attention, members, alike=alike(hidden, tokens) if block.first else None)
+        out, up, down = (Layer(one, _of(one, acting)) for one in block.linears[1:])
+        return AllTokens(block, joint, texts), out, up, down
     # Behind the last attention every text is one row, but dropout is drawn for what attention gives.
     asking = {name: host.rows.members(host.sites[name].parts, name) for name in acting}
-    layers = []
-    for linear in block.linears:
-        members = _of(linear, acting if linear is block.attention else asking)
-        layers.append(_Layer(linear, members, _of(linear, acting) if linear is block.out else members))
-    return layers
+    attention = FirstTokens(block, members, _of(block.attention, asking), texts)
+    out = Layer(block.out, _of(block.out, asking), _of(block.out, acting))
+    up, down = (Layer(one, _of(one, asking)) for one in (block.up, block.down))
+    return attention, out, up, down
 
 
 def _only_adds(kind: type[Part]) -> bool:
@@ -102,63 +110,20 @@ def _of(linear: Linear, acting: Mapping[str, Mapping[type[Part], Sequence[Member
     return [member for own in kinds for members in own.values() for member in members]
 
 
-class _Layer:
-    """A linear layer and what slots add to its output.
-
-    members: the updates, with the rows of its input. drawn: the same with the rows for which dropout is
-    drawn. wet: of these the slots whose input passes through dropout, each with the first of the layer's
-    modules that it is in: the mask is that one's.
-    """
-
-    def __init__(self, linear: Linear, members: Sequence[Member], drawn: Sequence[Member]) -> None:
-        self.weight = linear.weight
-        terms = [Term(one, linear.columns[one.site]) for one in members]
-        self.updates = Compiled(terms) if terms else None
-        wet: dict[int, Member] = {}
-        for member in drawn:
-            if drops(member):
-                wet.setdefault(member.span.start, member)
-        self.wet = [(wet[start].site, wet[start]) for start in sorted(wet)]
-
-    def forward(self, x: Tensor, of: tuple[int, Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
-        """The output of [rows, in], and what `back` wants to have again.
-
-        of: for how many rows dropout is drawn, and which of them x has; None where it has all.
-        """
-        y = self.weight.forward(x)
-        if self.updates is None:
-            return y, []
-        if not self.wet:
-            return y, [x, *self.updates.add(y, x)]
-        keep = fill_keep(x.new_empty(of[0] if of else len(x), x.shape[1]), self.wet)
-        keep = keep.index_select(0, of[1]) if of else keep
-        left = rows.times(x, keep, torch.empty_like(x))
-        return y, [left, keep, *self.updates.add(y, left)]
-
-    def back(self, grad: Tensor, kept: Sequence[Tensor], grad_x: Tensor | None) -> list[Tensor]:
-        """The gradients of the updates' weights; what x gets from them is added to `grad_x`."""
-        if self.updates is None:
-            return []
-        x, *low = kept
-        keep = low.pop(0) if self.wet else None
-        return self.updates.back(grad, x, low, grad_x, keep)
-
-
 class _WholeBlock(torch.autograd.Function):
     """A block of `EncoderBlock`'s equations. hidden: [tokens, 1, features]; returns as much, or [texts, 1,
-    features] where it goes on with first tokens alone. call: the block, its texts and layers, and whether
+    features] where it goes on with first tokens alone. call: the block, its texts and parts, and whether
     there will be a way back.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, call: tuple[EncoderBlock, Texts, Sequence[_Layer], bool], *weights: Tensor
+        ctx: Any, hidden: Tensor, call: tuple[EncoderBlock, Texts, Parts, bool], *weights: Tensor
     ) -> Tensor:
-        block, texts, layers, trains = call
-        attention, out, up, down = layers
+        block, texts, parts, trains = call
+        attention, out, up, down = parts
         x = hidden.reshape(-1, hidden.shape[-1]).contiguous()
-        joint, of_attention = attention.forward(x)
-        mixed, sums = attend(joint.chunk(3, 1), texts, block.heads, block.scaling)
+        mixed, of_attention = attention.forward(x)
         middle, of_out = out.forward(mixed, (len(x), texts.starts) if texts.first else None)
         residual = x.index_select(0, texts.starts) if texts.first else x
         norm, last = block.norm, block.last_norm
@@ -169,22 +134,22 @@ class _WholeBlock(torch.autograd.Function):
         y, end, last_moments = rows.norm(end, h, last.weight, last.bias, last.eps)
         if slope is None:
             return y.unsqueeze(1)
-        own = [joint, sums, middle, moments, slope, end, last_moments]
-        kept = [own, of_attention, of_out, of_up, of_down]
+        own = [middle, moments, slope, end, last_moments]
+        kept: list[list[Any]] = [own, of_attention, of_out, of_up, of_down]
         # The weights, too: who changes one before the way back is told so.
         ctx.save_for_backward(*itertools.chain.from_iterable(kept), *weights)
         ctx.counts = [len(part) for part in kept]
-        ctx.block, ctx.texts, ctx.layers = block, texts, layers
+        ctx.block, ctx.texts, ctx.parts = block, texts, parts
         return y.unsqueeze(1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         tensors = iter(ctx.saved_tensors)
         own, of_attention, of_out, of_up, of_down = (list(itertools.islice(tensors, n)) for n in ctx.counts)
-        joint, sums, middle, moments, slope, end, last_moments = own
+        middle, moments, slope, end, last_moments = own
         block: EncoderBlock = ctx.block
         texts: Texts = ctx.texts
-        attention, out, up, down = ctx.layers
+        attention, out, up, down = ctx.parts
         needs_x = ctx.needs_input_grad[0]
 
         grad = grads[0].reshape(-1, end.shape[-1]).contiguous()
@@ -197,18 +162,13 @@ class _WholeBlock(torch.autograd.Function):
         grad_middle = rows.norm_back(grad_h, grad_end, middle, moments, block.norm.weight)
         grad_mixed = out.weight.back(grad_middle)
         found_out = out.back(grad_middle, of_out, grad_mixed)
-        if not needs_x and not of_attention:
+        if not needs_x and not attention.weights:
             return (None, None, *found_out, *found_up, *found_down)
 
-        grad_joint = torch.empty_like(joint)
-        parts = joint.chunk(3, 1), grad_joint.chunk(3, 1)
-        attend_back(grad_mixed, parts[0], sums, texts, block.heads, block.scaling, parts[1])
-        grad_x: Tensor | None = None
-        if needs_x:
-            grad_x = attention.weight.back(grad_joint)
+        grad_x, found = attention.back(grad_mixed, of_attention, needs_x)
+        if grad_x is not None:
             grad_x = (
                 grad_x.index_add_(0, texts.starts, grad_middle) if texts.first else grad_x.add_(grad_middle)
             )
-        found_attention = attention.back(grad_joint, of_attention, grad_x)
         given = None if grad_x is None else grad_x.unsqueeze(1)
-        return (given, None, *found_attention, *found_out, *found_up, *found_down)
+        return (given, None, *found, *found_out, *found_up, *found_down)
