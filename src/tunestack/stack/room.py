@@ -13,7 +13,7 @@ FIRST = 2
 """Slots to begin with, or one a lane where there are more lanes."""
 REHEARSALS = 3
 """Steps to look at before the next decision, of which the fastest counts: a moment's disturbance does not."""
-GAIN, ALIKE = 0.05, 0.02
+GAIN, ALIKE = 0.03, 0.02
 """The share by which twice as many slots must make a slot's step faster, and one that makes no difference."""
 SPARE = 1.5
 """How many times as much memory must be free as the slots so far have taken, to have twice as many."""
