@@ -63,11 +63,12 @@ class Measurement(BaseModel):
     """What one process found.
 
     seconds: of all training steps of all its trials. peak_memory_bytes: of the process (on a GPU: of what
-    is allocated there), from its start to the last step. f1: on validation, a trial. data: a digest of the
-    training rows and their order.
+    is allocated there), from its start to the last step. seeds, f1: a trial; the latter on validation. data:
+    a digest of the training rows and their order.
     """
 
     trials: int
+    seeds: list[int]
     seconds: float
     steps: int
     peak_memory_bytes: int
@@ -226,6 +227,7 @@ def measure_stack(settings: Settings) -> Measurement:
     assert weights is not None
     return Measurement(
         trials=len(slots),
+        seeds=settings.seeds,
         seconds=seconds,
         steps=slots[0].progress.step,
         peak_memory_bytes=memory,

@@ -10,9 +10,9 @@
 
 All but the last train the same trials, which tunestack's random sampler draws from the published space (rank
 4 to 32, alpha 16 to 64, dropout 0 to 0.1; rates 1e-4 to 2e-3, for a small base), on the same rows, as many
-epochs, batch 8, and evaluate the same rows after each epoch (pruned: twice in it). `--share` trains that
-share of the trials on the peers' sides, evenly spread, and multiplies their time: a trial's time depends
-little on what is searched.
+epochs, batch 8, and evaluate the same rows after each epoch (pruned: twice in it); F1 is of the best epoch.
+`--share` trains that share of the trials on the peers' sides, evenly spread, and multiplies their time: a
+trial's time depends little on what is searched.
 
 What is timed: all from the first trial's loading of the base to the end of the last trial. Not: imports.
 """
@@ -55,13 +55,16 @@ class Job(BaseModel):
 
 
 class Found(BaseModel):
-    """What it found. f1: of every trial that ended. epochs: trained in all."""
+    """What it found. f1: of every trial that ended, in its best epoch. epochs: trained in all. data: a digest
+    of the training rows and their order.
+    """
 
     seconds: float
     f1: list[float]
     trials: list[dict[str, Any]] = []
     epochs: float
     peak_memory_bytes: int
+    data: str
 
 
 def run_peer(contender: str, job: Job) -> Found:
@@ -71,10 +74,12 @@ def run_peer(contender: str, job: Job) -> Found:
     f1 = []
     for trial in job.trials:
         settings = job.settings.model_copy(update=trial)
-        f1 += train_vs_peft.measure_peer("a" if contender == "a" else "b", settings, "epoch").f1
+        found = train_vs_peft.measure_peer("a" if contender == "a" else "b", settings, "epoch")
+        f1 += found.f1
     seconds = time.perf_counter() - started
     memory = common.peak_memory_bytes(job.settings.device)
-    return Found(seconds=seconds, f1=f1, epochs=len(f1) * job.settings.epochs, peak_memory_bytes=memory)
+    epochs = len(f1) * job.settings.epochs
+    return Found(seconds=seconds, f1=f1, epochs=epochs, peak_memory_bytes=memory, data=found.data)
 
 
 def warm_up() -> None:
@@ -101,6 +106,8 @@ def run_sweep(job: Job) -> Found:
     with tempfile.TemporaryDirectory() as folder:
         train, validation = Path(folder, "train.csv"), Path(folder, "validation.csv")
         write_split(settings, train, validation)
+        rows = pd.read_csv(train)
+        data = common.digest(list(rows[settings.text]), list(rows[settings.label]))
         assert len(pd.read_csv(validation)) == settings.evaluated
         started = time.perf_counter()
         results = tunestack.sweep(
@@ -134,6 +141,7 @@ def run_sweep(job: Job) -> Found:
         trials=[trial.parameters for trial in trials],
         epochs=sum(trial.curve[-1].epoch for trial in trials if trial.curve),
         peak_memory_bytes=common.peak_memory_bytes(settings.device),
+        data=data,
     )
 
 
@@ -175,6 +183,7 @@ def measure(contender: str, job: Job, threads: int) -> Found:
         f1=[f1 for one in found for f1 in one.f1],
         epochs=sum(one.epochs for one in found),
         peak_memory_bytes=sum(one.peak_memory_bytes for one in found),
+        data=found[0].data,
     )
 
 
@@ -200,6 +209,8 @@ def main() -> None:
     def note(name: str, job: Job, share: float = 1.0) -> Found:
         found = measure(name, job, options.threads)
         runs.setdefault(name, []).append((found.seconds / share, found))
+        if len(rows := {own.data for values in runs.values() for _, own in values}) > 1:
+            raise RuntimeError(f"not the same rows: {rows}")
         print(f"{name}: {found.seconds:.0f} s, best F1 {max(found.f1):.4f}", file=sys.stderr)
         return found
 

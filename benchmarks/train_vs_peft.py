@@ -104,6 +104,12 @@ def measure_peer(contender: str, settings: Settings, evaluation: str = "no") -> 
             loss = torch.nn.functional.cross_entropy(logits, labels, weight)
             return (loss, outputs) if return_outputs else loss
 
+    def score(answers: Any) -> dict[str, float]:
+        # Grouping by length reorders evaluation as well: the labels come in the predictions' order.
+        average = "binary" if len(class_weights) == 2 else "macro"
+        labels, predicted = np.asarray(answers.label_ids), np.asarray(answers.predictions).argmax(-1)
+        return {"f1": float(f1_score(labels, predicted, average=average))}
+
     class Stopwatch(TrainerCallback):
         seconds = 0.0
         peak_memory_bytes = 0
@@ -145,19 +151,20 @@ def measure_peer(contender: str, settings: Settings, evaluation: str = "no") -> 
             processing_class=tokenizer,
             data_collator=DataCollatorWithPadding(tokenizer),
             callbacks=[stopwatch],
+            compute_metrics=score,
         )
         trainer.train()
-        answers = trainer.predict(validation)
-        # Grouping by length reorders evaluation as well: the labels come back in the predictions' order.
-        labels, predicted = np.asarray(answers.label_ids), np.asarray(answers.predictions).argmax(-1)
-    average = "binary" if len(class_weights) == 2 else "macro"
+        if evaluation == "no":
+            trainer.evaluate()
+        scores = [entry["eval_f1"] for entry in trainer.state.log_history if "eval_f1" in entry]
     return Measurement(
         trials=1,
+        seeds=settings.seeds,
         seconds=stopwatch.seconds,
         steps=trainer.state.global_step,
         peak_memory_bytes=stopwatch.peak_memory_bytes,
         trainable_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        f1=[float(f1_score(labels, predicted, average=average))],
+        f1=[max(scores)],  # of the best epoch, as trials are judged in a sweep
         class_weights=torch.tensor(class_weights, dtype=torch.float32).tolist(),
         data=digest,
     )
@@ -217,7 +224,8 @@ def rows_of(options: argparse.Namespace, runs: dict[str, list[Measurement]]) -> 
             common.spread(ratios(values, runs[our], position), 2) if our != name else "1" for our in ours
         ]
         memory = common.megabytes(values)
-        scores = list({score: None for value in values for score in value.f1})
+        by_seed = [pair for value in values for pair in zip(value.seeds, value.f1, strict=True)]
+        scores = [score for _, score in dict.fromkeys(by_seed)]
         rows.append(
             [
                 name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -127,7 +128,7 @@ def test_it_is_the_formula(
     expected = dict(zip(exact, right, strict=True))
     for name, own in zip(names, found, strict=True):
         if own is None:
-            assert expected.get(name) is None or name == "q"
+            assert expected.get(name) is None
         else:
             assert close(own, expected[name], dtype), name
 
@@ -137,7 +138,10 @@ def test_it_is_the_formula(
 def test_a_text_is_the_same_in_any_company_and_keeps_what_breaks_it(dtype: torch.dtype) -> None:
     lengths = [7, 70, 33]
     inputs = inputs_of(lengths, 3, 32, 48, (True, True), dtype)
-    inputs.x[:7] = math.nan
+    for tensor in (inputs.x, inputs.k, inputs.v):
+        assert tensor is not None
+        tensor[:7] = math.nan
+        tensor[inputs.texts.rest] = math.nan
     grad_m, grad_o = (random(*one.shape, dtype=dtype, seed=8) for one in (inputs.u, inputs.q))
     (m, o), found = both(inputs, grad_m, grad_o)
     assert m[0].isnan().all()
@@ -166,6 +170,66 @@ def test_a_text_is_the_same_in_any_company_and_keeps_what_breaks_it(dtype: torch
     for of_tokens in (found[0], found[3], found[4]):
         assert of_tokens is not None
         assert not of_tokens[inputs.texts.rest].any()
+
+
+@compiled
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_text_without_tokens_gets_nothing(dtype: torch.dtype) -> None:
+    inputs = inputs_of([5, 0, 3], 2, 16, 48, (True, True), dtype)
+    (m, o), found = both(inputs, torch.ones_like(inputs.u), torch.ones_like(inputs.q))
+    assert o is not None
+    assert found[2] is not None
+    for of_texts in (m, o, found[1], found[2]):
+        assert not of_texts[1].any()
+        assert of_texts[[0, 2]].any()
+        assert of_texts.isfinite().all()
+
+
+@compiled
+def test_threads_decide_nothing() -> None:
+    inputs = inputs_of([5, 90, 33, 7], 3, 32, 48, (True, True), torch.float32)
+    weights = HeadWeights(random(3, 32, 48, dtype=torch.float32))
+
+    def results() -> list[Tensor]:
+        (m, o), found = both(inputs, torch.ones_like(inputs.u), torch.ones_like(inputs.q))
+        every = [m, o, *found, weights.widen(inputs.q), weights.narrow(inputs.u)]
+        return [one for one in every if one is not None]
+
+    expected, threads = results(), torch.get_num_threads()
+    assert len(expected) == 9
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            assert all(torch.equal(mine, right) for mine, right in zip(results(), expected, strict=True))
+    finally:
+        torch.set_num_threads(threads)
+    with ThreadPoolExecutor(4) as pool:  # several threads call at once
+        for found in pool.map(lambda _: results(), range(16)):
+            assert all(torch.equal(mine, right) for mine, right in zip(found, expected, strict=True))
+
+
+@compiled
+def test_what_c_would_misread_is_refused() -> None:
+    inputs = inputs_of([5, 3], 2, 16, 48, (True, True), torch.float32)
+    m, o, sums = absorbed.attend(inputs)
+    assert inputs.k is not None
+    for changed in (
+        {"u": inputs.u[..., :32].contiguous()},
+        {"u": inputs.u[:1]},
+        {"q": inputs.q[:1]},
+        {"k": inputs.k[:-1]},
+        {"v": inputs.q},
+    ):
+        with pytest.raises(ValueError, match="of shape"):
+            absorbed.attend(replace(inputs, **changed))
+    with pytest.raises(ValueError, match=r"contiguous torch\.float32"):
+        absorbed.attend(replace(inputs, k=inputs.k.bfloat16()))
+    with pytest.raises(ValueError, match=r"contiguous torch\.float32"):
+        absorbed.attend_back(inputs, m.bfloat16(), o, sums)
+    with pytest.raises(ValueError, match=r"contiguous torch\.float32"):
+        absorbed.attend_back(inputs, m, o, sums.double())
+    with pytest.raises(ValueError, match="of shape"):
+        absorbed.attend_back(inputs, m, o, sums[:1])
 
 
 @compiled

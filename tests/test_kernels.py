@@ -460,8 +460,9 @@ def test_shorter_vectors_compute_the_same(fresh: Path, tmp_path: Path) -> None:
     compiler.write_text('#!/bin/sh\nset -- $(printf "%s\\n" "$@" | grep -v march)\nexec cc "$@"\n')
     compiler.chmod(0o755)
     environment = {**os.environ, "CC": str(compiler), "XDG_CACHE_HOME": str(fresh.parent.parent)}
-    chosen = "formula or company or masks or threads"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", chosen]
+    chosen = "formula or company or masks or threads or by_head or without_tokens"
+    files = [__file__, str(Path(__file__).with_name("test_absorbed.py"))]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", chosen]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=280)
     assert done.returncode == 0, done.stdout[-3000:]
     assert "skipped" not in done.stdout

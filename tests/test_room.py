@@ -37,6 +37,8 @@ def widths(
         ({2: 1.0, 4: 1.2}, [2, 4, 2]),
         ({2: 1.0, 4: 0.99, 8: 0.9, 16: 0.91}, [2, 4, 8, 16, 8]),  # the first time proves little
         ({2: 1.0, 4: 1.01, 8: 0.99}, [2, 4, 8, 2]),
+        ({2: 1.0, 4: 1.04, 8: 0.9, 16: 0.9}, [2, 4, 8, 16, 8]),
+        ({2: 1.0, 4: 0.8, 8: 0.77, 16: 0.77}, [2, 4, 8, 16, 8]),  # a few hundredths are worth it
     ],
 )
 def test_slots_are_doubled_as_long_as_that_pays(speed: dict[int, float], expected: list[int]) -> None:

@@ -29,7 +29,7 @@ import test_sweep
 import tunestack
 from tunestack.cli.app import app
 from tunestack.errors import UserError
-from tunestack.results import Costs, CurvePoint, Results, SeedResult
+from tunestack.results import PRUNED, Costs, CurvePoint, Results, SeedResult
 from tunestack.stack.events import Event
 from tunestack.trackers import base, registry, tracking
 from tunestack.trackers.base import Conclusion, TrackedRun, TrackedTrial, Tracker, check_server
@@ -352,6 +352,50 @@ def test_a_tracker_is_told_everything_in_order(
     assert told["trial_finished"][2] == tmp_path / "adapter"
     assert told["finish"] == (Conclusion("ship it", {}, []),)
     assert warnings_in(caplog) == []
+
+
+def test_a_trial_that_starts_again_is_one_and_one_that_cannot_start_is_told(
+    recorder: type[Recorder], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trials = {key: TrackedTrial(key, "candidate", {}) for key in ("again", "never")}
+    with Tracking(["recorder"], "sweep", "search", tmp_path, {}, trials, lambda event: None) as told:
+        told.notify(Event("started", "again"))
+        told.notify(Event("started", "again"))  # for want of memory, or of room after a rehearsal
+        told.finished("again", SeedResult(seed=1))
+        told.notify(Event("failed", "never"))  # out of memory with this trial alone
+        told.finished("never", SeedResult(seed=1, failure="out of memory"))
+    trial_calls = [
+        (method, arguments[0].key if method == "trial_started" else arguments[0])
+        for method, arguments in recorder.calls
+        if method.startswith("trial")
+    ]
+    assert trial_calls == [
+        ("trial_started", "again"),
+        ("trial_finished", "again"),
+        ("trial_started", "never"),
+        ("trial_finished", "never"),
+    ]
+    assert not warnings_in(caplog)
+
+
+def test_a_pruned_trial_has_not_failed(at_home: Path, tmp_path: Path) -> None:
+    trials = {key: TrackedTrial(key, "candidate", {}) for key in ("ended", "broken")}
+    names = ["mlflow", "wandb", "tensorboard"]
+    with Tracking(names, "sweep", "pruned-ones", tmp_path, {}, trials, lambda event: None) as told:
+        for key, failure in (("ended", PRUNED), ("broken", "the loss became nan")):
+            told.notify(Event("started", key))
+            told.finished(key, SeedResult(seed=1, failure=failure))
+    runs = mlflow.MlflowClient().search_runs(
+        [experiment.experiment_id for experiment in mlflow.MlflowClient().search_experiments()]
+    )
+    status = {run.info.run_name: run.info.status for run in runs}
+    assert (status["ended"], status["broken"]) == ("FINISHED", "FAILED")
+    exits = {}
+    for file in (at_home / "wandb").glob("offline-run-*/*.wandb"):
+        records = offline_records(file)
+        name = next(record.run.display_name for record in records if record.HasField("run"))
+        exits[name] = next(record.exit.exit_code for record in records if record.HasField("exit"))
+    assert (exits["ended"], exits["broken"]) == (0, 1)
 
 
 def test_the_id_of_a_run_stays_and_is_its_own(recorder: type[Recorder], tmp_path: Path) -> None:

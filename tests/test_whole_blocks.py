@@ -34,20 +34,35 @@ COMPANY: list[dict[str, Any]] = [
 
 
 def opened(
-    folder: Path, kind: str, task: str = "classification", in_step: bool = False, **options: Any
+    folder: Path,
+    kind: str,
+    task: str = "classification",
+    in_step: bool = False,
+    config: Any = None,
+    **options: Any,
 ) -> tuple[Stack, list[Slot]]:
-    """A stack of `COMPANY`. in_step: of one seed, all at the same step, or each at another."""
-    base = tiny.open_base(f"random:{tiny.write_config(folder, kind)}", **options)
+    """A stack of `COMPANY`, or of those that fit one layer if the model has no more. in_step: of one seed,
+    all at the same step, or each at another. config: fields of the model's.
+    """
+    layers = (config or {}).get("num_hidden_layers", 2)
+    company = [one for one in COMPANY if layers > 1 or one.get("layers_to_transform") != [1]]
+    base = tiny.open_base(f"random:{tiny.write_config(folder, kind, **(config or {}))}", **options)
     sample = SAMPLES[task]
     work = Workload(base, sample.make(), sample.splits, "")
-    stack = Stack(work, base.load_model(work.task.auto_class, work.task.model_config(base)))
+    loaded = base.load_model(work.task.auto_class, work.task.model_config(base))
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():  # transformers' biases are zero, and hide it where one is forgotten
+        for parameter in loaded.model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+    stack = Stack(work, loaded)
     slots = [
         stack.open(
             tiny.trial(base, f"{place}", 1, batch_size=3, **fields)
             if in_step
             else tiny.trial(base, f"{place}", place + 1, batch_size=2 + place % 2, **fields)
         )
-        for place, fields in enumerate(COMPANY)
+        for place, fields in enumerate(company)
     ]
     for steps, slot in enumerate(slots):
         slot.progress.step = 0 if in_step else steps % 2
@@ -82,21 +97,28 @@ def backward(stack: Stack, slots: list[Slot]) -> tuple[list[float], list[Tensor]
 
 
 @pytest.mark.parametrize(
-    ("kind", "task"),
+    ("kind", "task", "layers"),
     [
-        ("bert", "classification"),  # the last block goes on with first tokens
-        ("roberta", "classification"),
-        ("electra", "classification"),
-        ("bert", "token-classification"),
-        ("roberta", "question-answering"),
+        ("bert", "classification", 2),  # the last block goes on with first tokens
+        ("roberta", "classification", 2),
+        ("electra", "classification", 2),
+        ("bert", "classification", 1),  # and is the first one, too
+        ("bert", "token-classification", 2),
+        ("roberta", "question-answering", 2),
     ],
 )
 @pytest.mark.parametrize("together", [True, False])
 def test_losses_gradients_and_answers_are_those_of_the_modules(
-    tmp_path: Path, kind: str, task: str, together: bool, whole: list[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    kind: str,
+    task: str,
+    layers: int,
+    together: bool,
+    whole: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Dropout included: its masks are the same ones."""
-    stack, slots = opened(tmp_path, kind, task)
+    stack, slots = opened(tmp_path, kind, task, config={"num_hidden_layers": layers})
     encoded = stack.work.encoded("validation", 512)
     groups = [slots] if together else [[slot] for slot in slots]
     ours = [backward(stack, group) for group in groups]
@@ -136,8 +158,8 @@ def test_what_is_alike_is_multiplied_once_and_gives_the_same(dtype: torch.dtype)
     weight = frozen.FrozenWeight(torch.randn(32, 16).to(dtype), torch.randn(32).to(dtype), packs=False)
     own = torch.randn(6, 16).to(dtype)
     x = torch.cat([own, own, own, torch.randn(4, 16).to(dtype)])
-    layer = Layer(Linear(weight, {"a": 0}, 32), [], alike=(3, 6))
-    torch.testing.assert_close(layer.forward(x)[0], weight.forward(x), rtol=0, atol=0)
+    layer = Layer(Linear(weight, {"a": 0}, 32), [], same=(3, 6))
+    torch.testing.assert_close(layer.forward(x)[0], weight.forward(x))
 
 
 def test_trials_of_one_seed_in_step_share_the_first_product(
@@ -156,10 +178,11 @@ def test_trials_of_one_seed_in_step_share_the_first_product(
 
 
 @pytest.mark.skipif(not frozen._available(), reason="PyTorch cannot pack bf16 weights here")
+@pytest.mark.parametrize("in_step", [False, True])
 def test_so_they_are_in_bf16_with_packed_weights(
-    tmp_path: Path, whole: list[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, in_step: bool, whole: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stack, slots = opened(tmp_path, "bert", dtype="bfloat16")
+    stack, slots = opened(tmp_path, "bert", in_step=in_step, dtype="bfloat16")
     stack.outputs(slots, stack.work.encoded("validation", 512))  # what is made once is fit for training, too
     losses, gradients = backward(stack, slots)
     assert whole

@@ -61,6 +61,10 @@ class SplitScores(Record):
     predictions_path: str
 
 
+PRUNED = "pruned"
+"""The `failure` of a trial that a sweep has ended early."""
+
+
 class SeedResult(Record):
     """One trial: one candidate with one seed.
 
@@ -80,6 +84,11 @@ class SeedResult(Record):
     stacked_seconds: float | None = None
     adapter_path: str | None = None
     failure: str | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether something went wrong; not where a sweep has ended it early."""
+        return self.failure not in (None, PRUNED)
 
     @property
     def scores(self) -> dict[str, SplitScores]:

@@ -88,10 +88,10 @@ def encoder_blocks(model: PreTrainedModel) -> list[EncoderBlock]:
         for name, module in model.named_modules()
         if isinstance(module, GradientCheckpointingLayer)
     ]
-    if not all(_plain(module) for _, module in found):
+    if not found or not all(_plain(module) for _, module in found):
         return []
-    ends = found[0][1], found[-1][1]
-    return [_block(name, module, row, model, ends) for name, module in found]
+    first_and_last = found[0][1], found[-1][1]
+    return [_block(name, module, row, model, first_and_last) for name, module in found]
 
 
 def _plain(block: nn.Module) -> bool:
@@ -106,7 +106,11 @@ def _plain(block: nn.Module) -> bool:
 
 
 def _block(
-    name: str, module: nn.Module, row: Layout, model: PreTrainedModel, ends: tuple[nn.Module, nn.Module]
+    name: str,
+    module: nn.Module,
+    row: Layout,
+    model: PreTrainedModel,
+    first_and_last: tuple[nn.Module, nn.Module],
 ) -> EncoderBlock:
     inside = {place: one for place, one in module.named_modules() if isinstance(one, nn.Linear)}
 
@@ -142,8 +146,8 @@ def _block(
         heads,
         size,
         size**-0.5,
-        module is ends[0],
-        module is ends[1],
+        module is first_and_last[0],
+        module is first_and_last[1],
     )
 
 

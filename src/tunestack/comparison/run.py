@@ -27,15 +27,13 @@ from tunestack.executors.local import LocalExecutor
 from tunestack.files import slug
 from tunestack.report.html import write_report
 from tunestack.report.leaderboard import write_leaderboard
-from tunestack.results import Candidate, Costs, DataSummary, HardExample, Results, SeedResult
+from tunestack.results import PRUNED, Candidate, Costs, DataSummary, HardExample, Results, SeedResult
 from tunestack.stack.events import Event, Notify
 from tunestack.stack.room import release_memory
 from tunestack.stack.work import Outcome, Workload
 from tunestack.tasks.answers import Answers
 from tunestack.trackers.tracking import Tracking
 
-PRUNED = "pruned"
-"""Why a trial that a search stopped early did not finish."""
 MOST_OTHERS = 0.15
 """Share of the processors' time that other programs may take before a reader is told."""
 

@@ -125,7 +125,7 @@ void absorbed_backward(const absorbed *in, const element *grad_m, const element 
             if (in->k) memset(grad_q + asked, 0, sizeof(element) * all_heads);
             continue;
         }
-        scratch room = scratch_of(OF_TASK, 4 * (3 * wide * features + heads * (3 * features + 6 * wide)) + 10 * 64);
+        scratch room = scratch_of(OF_TASK, 4 * (3 * wide * features + heads * (3 * features + 6 * wide)) + 12 * 64);
         word *key = take(&room, features * wide, 4), *pairs = take(&room, wide * features, 4);
         float *sum_x = take(&room, wide * features, 4), *sum_u = take(&room, heads * features, 4);
         float *share = take(&room, heads * wide, 4), *slope = take(&room, heads * wide, 4);

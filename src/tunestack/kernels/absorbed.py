@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from tunestack.kernels.attention import Texts
-from tunestack.kernels.library import LANES, at, library
+from tunestack.kernels.library import LANES, at, described, library
 
 
 class HeadWeights:
@@ -97,7 +97,8 @@ def attend(inputs: Absorbed) -> tuple[Tensor, Tensor | None, Tensor]:
     u, dtype = inputs.u, inputs.x.dtype
     m, sums = torch.empty_like(u), torch.empty(u.shape[:2], dtype=torch.float32, device="cpu")
     o = None if inputs.v is None else torch.empty_like(inputs.q)
-    library(dtype).absorbed_forward(*_pointers(_structure(inputs), m, o, sums))
+    written = [None if one is None else one.data_ptr() for one in (m, o, sums)]
+    library(dtype).absorbed_forward(ctypes.byref(_structure(inputs)), *written)
     return m, o, sums
 
 
@@ -111,17 +112,35 @@ def attend_back(
     x, u = torch.empty_like(inputs.x), torch.empty_like(inputs.u)
     q = None if inputs.k is None else torch.empty_like(inputs.q)
     k, v = (None if one is None else torch.empty_like(one) for one in (inputs.k, inputs.v))
-    library(dtype).absorbed_backward(*_pointers(_structure(inputs), grad_m, grad_o, sums, x, u, q, k, v))
+    read = [
+        _at(grad_m, dtype, inputs.u.shape),
+        _at(grad_o, dtype, inputs.q.shape),
+        _at(sums, torch.float32, inputs.u.shape[:2]),
+    ]
+    written = [None if one is None else one.data_ptr() for one in (x, u, q, k, v)]
+    library(dtype).absorbed_backward(ctypes.byref(_structure(inputs)), *read, *written)
     return x, u, q, k, v
 
 
 def _structure(inputs: Absorbed) -> _Inputs:
-    x, u, q, texts = inputs.x, inputs.u, inputs.q, inputs.texts
-    there = [None if one is None else at(one, x.dtype) for one in (x, u, q, inputs.k, inputs.v)]
+    x, u, q, texts, dtype = inputs.x, inputs.u, inputs.q, inputs.texts, inputs.x.dtype
+    (tokens, features), (count, heads, _), width = x.shape, u.shape, q.shape[1]
+    there = [
+        _at(x, dtype, (tokens, features)),
+        _at(u, dtype, (len(texts.starts), heads, features)),
+        _at(q, dtype, (count, width)),
+        _at(inputs.k, dtype, (tokens, width)),
+        _at(inputs.v, dtype, (tokens, width)),
+    ]
     places = [at(one, torch.int64) for one in (texts.starts, texts.lengths, texts.rest)]
-    sizes = len(u), len(texts.rest), u.shape[1], q.shape[1] // u.shape[1], x.shape[1]
+    sizes = count, len(texts.rest), heads, width // heads, features
     return _Inputs(*there, *places, *sizes, inputs.scaling, torch.get_num_threads())
 
 
-def _pointers(structure: _Inputs, *tensors: Tensor | None) -> list[Any]:
-    return [ctypes.byref(structure), *(None if one is None else at(one, one.dtype) for one in tensors)]
+def _at(tensor: Tensor | None, dtype: torch.dtype, shape: Sequence[int]) -> int | None:
+    """As `at`, for one of this shape, or none."""
+    if tensor is None:
+        return None
+    if tuple(tensor.shape) != tuple(shape):
+        raise ValueError(f"a tensor of shape {list(shape)} must come here, not {described(tensor)}")
+    return at(tensor, dtype)

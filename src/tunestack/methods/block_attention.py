@@ -121,7 +121,8 @@ class FirstTokens:
             found += self._query.back(grad_q, left.index_select(0, starts), [low], first, its_keep)
         others = ((self._key, grad_k, low_k), (self._value, grad_v, low_v))
         for updates, its_grad, its_low in others:
-            if updates is not None and its_grad is not None:
+            if updates is not None:
+                assert its_grad is not None
                 found += updates.back(its_grad, left, [its_low], grad_x if needs_x else None, keep)
         return (grad_x.index_add_(0, starts, first) if first is not None else None), found
 

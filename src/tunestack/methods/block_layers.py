@@ -46,13 +46,15 @@ def updates_of(members: Sequence[Member], linear: Linear | None = None) -> Compi
 
 
 def alike(hidden: Tensor, spans: Sequence[Span]) -> tuple[int, int] | None:
-    """How many slots bring the same rows to the model, and how many rows that are: trials of one seed in step
-    do, and in evaluations all. None where they do not; the last one's may be followed by others.
+    """How many slots bring the same rows to the model, and how many rows each has; None where they do not.
+    Trials of one seed in step do, and in evaluations all of a lane. The last may have more rows after these.
+
+    hidden: [rows, ...]. spans: the slots' rows, in order.
     """
     slots, each = len(spans), spans[0].stop
     if slots == 1 or any(span.start != place * each for place, span in enumerate(spans)):
         return None
-    same = len(hidden) >= slots * each and hidden[each : slots * each].equal(hidden[: (slots - 1) * each])
+    same = hidden[each : slots * each].equal(hidden[: (slots - 1) * each])
     return (slots, each) if same else None
 
 
@@ -60,7 +62,7 @@ class Layer:
     """A linear layer and what slots add to its output.
 
     members: the updates, with the rows of its input. drawn: the same with the rows for which dropout is
-    drawn; None where these are the same. alike: as `alike` says of its input.
+    drawn; None where these are the same. same: as `alike` says of its input.
     """
 
     def __init__(
@@ -68,10 +70,10 @@ class Layer:
         linear: Linear,
         members: Sequence[Member],
         drawn: Sequence[Member] | None = None,
-        alike: tuple[int, int] | None = None,
+        same: tuple[int, int] | None = None,
     ) -> None:
         self.weight = linear.weight
-        self.alike = alike
+        self._same = same
         self._updates = updates_of(members, linear)
         self._wet = wet_of(members if drawn is None else drawn)
 
@@ -90,9 +92,9 @@ class Layer:
 
     def _product(self, x: Tensor) -> Tensor:
         """The frozen layer's own output, computed once for all slots that bring the same rows."""
-        if self.alike is None:
+        if self._same is None:
             return self.weight.forward(x)
-        slots, each = self.alike
+        slots, each = self._same
         last = self.weight.forward(x[(slots - 1) * each :])
         return torch.cat([*[last[:each]] * (slots - 1), last])
 

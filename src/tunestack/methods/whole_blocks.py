@@ -46,8 +46,9 @@ def _covered(block: EncoderBlock) -> bool:
     """Whether there are compiled kernels for it."""
     norm = block.norm.weight
     widths = [norm.shape[0], *(linear.width for linear in block.linears)]
-    fits = all(width % LANES == 0 for width in widths) and block.head_size % 2 == 0
-    return has_kernels(norm.dtype, norm.device) and fits
+    fits = all(width % LANES == 0 for width in widths)
+    pairs = norm.dtype == torch.float32 or block.head_size % 2 == 0
+    return has_kernels(norm.dtype, norm.device) and fits and pairs
 
 
 def _forward(
@@ -88,7 +89,7 @@ def _parts(block: EncoderBlock, host: Host, hidden: Tensor, texts: Texts) -> Par
             return None
     members = _of(block.attention, acting)
     if not texts.first:
-        joint = Layer(block.attention, members, alike=alike(hidden, tokens) if block.first else None)
+        joint = Layer(block.attention, members, same=alike(hidden, tokens) if block.first else None)
         out, up, down = (Layer(one, _of(one, acting)) for one in block.linears[1:])
         return AllTokens(block, joint, texts), out, up, down
     # Behind the last attention every text is one row, but dropout is drawn for what attention gives.

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from tunestack.comparison.folder import FREE, RunFolder
 from tunestack.comparison.plan import MethodCandidate, Plan, base_name
-from tunestack.comparison.run import PRUNED, collect, run_comparison, save_outcome
+from tunestack.comparison.run import collect, run_comparison, save_outcome
 from tunestack.comparison.track import conclusion, run_name
 from tunestack.config import CompareConfig
 from tunestack.errors import UserError
@@ -385,7 +385,7 @@ class _Sweep:
         if result.validation is not None:
             self.study.tell(number, result.validation.metrics[self.plan.config.metric], "complete")
         else:
-            self.study.tell(number, None, "failed" if result.failure != PRUNED else "pruned")
+            self.study.tell(number, None, "failed" if result.failed else "pruned")
         self._count()
 
     def _count(self) -> None:

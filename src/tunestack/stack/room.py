@@ -15,6 +15,8 @@ REHEARSALS = 3
 """Steps to look at before the next decision, of which the fastest counts: a moment's disturbance does not."""
 GAIN, ALIKE = 0.03, 0.02
 """The share by which twice as many slots must make a slot's step faster, and one that makes no difference."""
+LOSS = 0.05
+"""The share by which the first doubling may make it slower, and the next one is tried."""
 SPARE = 1.5
 """How many times as much memory must be free as the slots so far have taken, to have twice as many."""
 
@@ -77,7 +79,7 @@ class Room:
         before = list(self._each.values())
         each = self._each[self.slots] = seconds / self.slots
         pays = not before or each <= min(before) * (1 - GAIN)
-        may_pay_yet = len(before) == 1 and each <= before[0] * (1 + GAIN)
+        may_pay_yet = len(before) == 1 and each <= before[0] * (1 + LOSS)
         full = self._free() < SPARE * (self._used() - self._empty) or self.slots >= self.most
         if full or not (pays or may_pay_yet):
             self.decided = True

@@ -70,10 +70,11 @@ class MLflow(Tracker):
         run_id = self._open.pop(key)
         self._log(run_id, final_values(result))
         if result.failure is not None:
-            self._client.set_tag(run_id, "tunestack.failure", result.failure)
+            tag = "tunestack.failure" if result.failed else "tunestack.ended"
+            self._client.set_tag(run_id, tag, result.failure)
         if adapter is not None:
             self._client.log_artifacts(run_id, str(adapter), "adapter")
-        self._client.set_terminated(run_id, "FINISHED" if result.failure is None else "FAILED")
+        self._client.set_terminated(run_id, "FAILED" if result.failed else "FINISHED")
 
     def finish(self, conclusion: Conclusion | None) -> None:
         """Log the candidates' values and the report to the comparison's run, and end what is open."""

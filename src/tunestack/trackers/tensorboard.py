@@ -51,7 +51,7 @@ class TensorBoard(Tracker):
         """Add the trial to the table of hyper-parameters, with its final metrics."""
         trial, writer = self._trials.pop(key)
         if result.failure is not None:
-            writer.add_text("failure", result.failure)
+            writer.add_text("failure" if result.failed else "ended", result.failure)
         else:
             plain = {name: _plain(value) for name, value in trial.parameters.items()}
             # "." keeps them in this folder; by default they get one of their own, a run apart.

@@ -48,7 +48,8 @@ class Tracking:
     """Tells trackers what happens; without any it does nothing. A context manager.
 
     Two calls are for whoever trains: `notify`, which takes the place of the one given, and `finished`. What
-    a trial did before an interruption is not told again: only trials that start in this process are tracked.
+    a trial did before an interruption is not told again: only trials that start in this process are tracked,
+    each as one, however often it starts again for want of memory.
 
     name: of the run. trials: by key; may grow until they start. notify: is told of every event.
     """
@@ -71,6 +72,7 @@ class Tracking:
         self._trials = trials
         self._notify = notify
         self._trackers: list[Isolated] = []
+        self._open: set[str] = set()
         self._conclusion: Conclusion | None = None
 
     def __enter__(self) -> Tracking:
@@ -92,16 +94,23 @@ class Tracking:
 
     def notify(self, event: Event) -> None:
         """An event: what belongs there to the trackers, then to whoever watches, who may stop the run."""
-        if event.kind == "started" and self._trackers:
-            self._tell("trial_started", self._trials[event.key])
+        if event.kind == "started":
+            self._begin(event.key)
         elif event.kind == "evaluated":
             self._tell("evaluated", event.key, event.point)
         self._notify(event)
 
     def finished(self, key: str, result: SeedResult) -> None:
-        """A trial that started has its result, which is saved."""
+        """A trial has its result, which is saved; it may have failed before it could start."""
+        self._begin(key)
+        self._open.discard(key)
         adapter = None if result.adapter_path is None else self._folder / result.adapter_path
         self._tell("trial_finished", key, result, adapter)
+
+    def _begin(self, key: str) -> None:
+        if self._trackers and key not in self._open:
+            self._open.add(key)
+            self._tell("trial_started", self._trials[key])
 
     def conclude(self, conclusion: Conclusion) -> None:
         """What came out; told at the end."""

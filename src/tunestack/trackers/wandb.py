@@ -63,13 +63,13 @@ class WandB(Tracker):
         run = self._trials.pop(key)
         run.summary.update(final_values(result))
         if result.failure is not None:
-            run.summary["failure"] = result.failure
+            run.summary["failure" if result.failed else "ended"] = result.failure
         if adapter is not None:
             artifact = wandb.Artifact(_allowed(f"{self._about.name}-{key}"), type="model")
             for file in adapter.iterdir():  # add_dir writes to the terminal
                 artifact.add_file(str(file))
             run.log_artifact(artifact)
-        run.finish(exit_code=0 if result.failure is None else 1)
+        run.finish(exit_code=1 if result.failed else 0)
 
     def finish(self, conclusion: Conclusion | None) -> None:
         """Log the table of candidates and the report, and end what is open."""
