@@ -12,7 +12,7 @@ All but the last train the same trials, which tunestack's random sampler draws f
 4 to 32, alpha 16 to 64, dropout 0 to 0.1; rates 1e-4 to 2e-3, for a small base), on the same rows, as many
 epochs, batch 8, and evaluate the same rows after each epoch (pruned: twice in it); F1 is of the best epoch.
 `--share` trains that share of the trials on the peers' sides, evenly spread, and multiplies their time: a
-trial's time depends little on what is searched.
+trial's time depends little on what is searched. c's have to divide evenly among its processes.
 
 What is timed: all from the first trial's loading of the base to the end of the last trial. Not: imports.
 """
@@ -203,6 +203,11 @@ def main() -> None:
     parser.add_argument("--peers", type=lambda text: text.split(","), default=["a", "b", "c"])
     parser.add_argument("--defaults", action="store_true", help="time the default sampler and pruner, too")
     options = parser.parse_args()
+    step = round(1 / options.share)
+    if "c" in options.peers and (some := len(range(0, options.trials, step))) % options.threads:
+        parser.error(
+            f"--share {options.share}: {some} trials do not divide among {options.threads} processes"
+        )
     settings = common.settings_of(options, [0])
     runs: dict[str, list[tuple[float, Found]]] = {}
 
@@ -218,7 +223,7 @@ def main() -> None:
         whole = Job(settings=settings, count=options.trials)
         pruned = whole.model_copy(update={"pruner": "halving", "evaluations_per_epoch": 2})
         trials = note("sweep", whole).trials
-        some = trials[:: round(1 / options.share)]
+        some = trials[::step]
         ours = itertools.cycle([("pruned", pruned), ("sweep", whole)])
         for peer in options.peers:
             note(peer, Job(settings=settings, trials=some), len(some) / len(trials))

@@ -2,7 +2,7 @@
 
   a    PEFT + Trainer, fp32, random batches: as articles set it
   b    PEFT + Trainer at its best: bf16=True, train_sampling_strategy="group_by_length"
-  c    b without the base's own dropout, which tunestack leaves off by default
+  dry  b without the base's own dropout, which tunestack leaves off by default
   t1   tunestack, one trial alone
   tN   tunestack, N trials (seeds) in one stack; seconds a trial
 
@@ -30,7 +30,7 @@ import common
 import numpy as np
 from common import Measurement, Settings
 
-PEERS = ("a", "b", "c")
+PEERS = ("a", "b", "dry")
 
 
 def measure(contender: str, settings: Settings) -> Measurement:
@@ -80,7 +80,7 @@ def measure_peer(contender: str, settings: Settings, evaluation: str = "no") -> 
         num_labels=len(class_weights),
         dtype=torch.float32,
         **settings.overrides,
-        **(without_dropout if contender == "c" else {}),
+        **(without_dropout if contender == "dry" else {}),
     )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -244,7 +244,7 @@ def main() -> None:
     common.answer_if_measuring(measure)
     parser = common.arguments(__doc__ or "")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--peers", type=lambda text: text.split(","), default=["a", "b"], help="of a, b, c")
+    parser.add_argument("--peers", type=lambda text: text.split(","), default=["a", "b"], help="of a, b, dry")
     parser.add_argument(
         "--seeds", type=common.numbers, default=[1, 2, 3, 4], help="of the trials in the stack"
     )

@@ -217,6 +217,35 @@ def test_what_is_no_search_is_told_at_once(cli: Any, tiny_data: Path) -> None:
 # Runs
 
 
+def test_a_sweep_file_of_wandb_runs_as_it_is(cli: Any, tiny_data: Path, tmp_path: Path) -> None:
+    values = {
+        "program": "train.py",
+        "method": "random",
+        "run_cap": 3,
+        "metric": {"name": "eval/accuracy", "goal": "maximize"},
+        "parameters": {
+            "lr": {"distribution": "log_uniform_values", "min": 1e-3, "max": 1e-2},
+            "r": {"values": [2, 4]},
+            "num_epochs": {"value": 1},
+        },
+    }
+    file = runs.write_config(tmp_path / "wandb.yaml", values)
+    done = cli(
+        *("sweep", file, "--train", tiny_data / "train.csv", "--validation", tiny_data / "validation.csv"),
+        *("--base", tiny_data / "saved-bert", "--method", "lora", "--output", tmp_path / "run"),
+    )
+    assert done.exit_code == 0, done.stderr
+    results = Results.load(tmp_path / "run" / "results.json")
+    assert results.search is not None
+    assert results.search.sampler == "random"
+    assert results.config["metric"] == "accuracy"
+    assert len(results.search.trials) == 3
+    for trial in results.search.trials:
+        assert trial.parameters["r"] in (2, 4)
+        assert 1e-3 <= trial.parameters["learning_rate"] <= 1e-2
+        assert trial.curve[-1].epoch == 1
+
+
 def test_flags_alone_make_a_sweep(cli: Any, tiny_data: Path, tmp_path: Path) -> None:
     command = [
         *("sweep", tiny_data / "train.csv", "--validation", tiny_data / "validation.csv"),
@@ -277,8 +306,22 @@ def test_flags_of_a_sweeps_base(
     monkeypatch.setattr("tunestack.search.run.run_sweep", keep)
     named = [] if given else ["--base", base]
     command = ["sweep", str(config), *named, "--dtype", "bfloat16", "--trust-remote-code"]
+    flags = {
+        "trials": 7,
+        "sampler": "random",
+        "pruner": "none",
+        "metric": "accuracy",
+        "slots": 3,
+        "seed": 5,
+        "confirm": 2,
+    }
+    command += [text for name, value in flags.items() for text in (f"--{name}", str(value))]
+    command += ["--seeds", "4", "--track", "tensorboard", "--track", "mlflow"]
     CliRunner().invoke(app, [*command, "--output", str(tmp_path / "run")])
     (found,) = seen
+    assert {name: getattr(found, name) for name in flags} == flags
+    assert found.track == ["tensorboard", "mlflow"]
+    assert len(found.seeds) == 4
     asked = found.base.model_dump(exclude_unset=True)
     kept = {"gradient_checkpointing": True} if "gradient" in str(given) else {}
     assert asked == {"model": base, "dtype": "bfloat16", "trust_remote_code": True, **kept}

@@ -367,8 +367,9 @@ def test_a_refusal_names_what_can_work(bench: Callable[[str], Bench], kind: str,
 
 @pytest.mark.parametrize(
     ("kind", "dtype", "recomputed"),
-    [  # every two of them in every combination
+    [  # every two of them in every combination, and the one that most trials train with
         ("roberta", "float32", False),
+        ("roberta", "bfloat16", False),
         ("roberta", "bfloat16", True),
         ("llama", "float32", True),
         ("llama", "bfloat16", False),
@@ -377,7 +378,11 @@ def test_a_refusal_names_what_can_work(bench: Callable[[str], Bench], kind: str,
 def test_whole_trainings_together_equal_those_alone(
     tmp_path: Path, kind: str, dtype: str, recomputed: bool
 ) -> None:
-    """In bf16 with weights packed, our attention and slots side by side; and with activations recomputed."""
+    """In bf16 with weights packed, our attention and slots side by side; and with activations recomputed.
+
+    In bf16 company may decide how something is rounded (a block computed whole alone runs module by module
+    beside a slot that does more in it): then it is about as far from weights in fp32 as alone.
+    """
     config = tiny.write_config(tmp_path, kind)
     base = tiny.open_base(f"random:{config}", dtype=dtype, gradient_checkpointing=recomputed)
     work = tiny.workload(base)
@@ -387,13 +392,18 @@ def test_whole_trainings_together_equal_those_alone(
         if family.method.stacks and not (kind == "llama" and family.name == "bitfit")
     ]
     together, alone = tiny.run(work, trials, lanes=2), tiny.alone(work, trials)
+    exact = tiny.open_base(f"random:{config}", dtype="float32", gradient_checkpointing=recomputed)
+    in_fp32 = tiny.alone(tiny.workload(exact), trials) if dtype != "float32" else {}
     for key, ended in alone.items():
         if dtype == "float32":
             tiny.assert_same(together[key], ended)
         else:
             assert together[key].failure is ended.failure is None
             first = begun(work, next(trial for trial in trials if trial.key == key))
-            assert apart(together[key].final, ended.final) < 0.02 * apart(first, ended.final)
+            moved = apart(first, ended.final)
+            off, off_together = (apart(own[key].final, in_fp32[key].final) for own in (alone, together))
+            assert apart(together[key].final, ended.final) < 0.02 * moved or off_together < 1.25 * off
+            assert off < 0.2 * moved
 
 
 def begun(work: Workload, trial: Trial) -> dict[str, torch.Tensor]:

@@ -339,6 +339,28 @@ def test_adapters_out_of_memory_wait_for_their_turn(tmp_path: Path, limits: dict
     assert narrowed[-1] == f"out of memory: {told}"
 
 
+def test_after_out_of_memory_a_trial_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
+    """Memory gets tight when all have been evaluated once, as where another program takes it."""
+    work = tiny.workload(tiny.random_base(tmp_path, "bert"))
+    trials = [tiny.trial(work.base, key, seed, epochs=2) for seed, key in enumerate("abc", 1)]
+    events: list[Event] = []
+    tight = type("Tight", (Crowded,), {})
+
+    def note(event: Event) -> None:
+        events.append(event)
+        if sum(one.kind == "evaluated" for one in events) == len(trials):
+            tight.trained = 1
+
+    narrow = tiny.run(work, trials, notify=note, stack=tight, checkpoints=tmp_path)
+    for key, ended in tiny.run(work, trials).items():
+        tiny.assert_same(narrow[key], ended)
+    evaluated = {event.key: event.step for event in reversed(events) if event.kind == "evaluated"}
+    begun = [(event.key, event.step) for event in events if event.kind == "started"]
+    again = begun[len(trials) :]
+    assert again
+    assert all(step == evaluated[key] > 0 for key, step in again)
+
+
 @pytest.mark.parametrize("limits", [{"opened": 0}, {"trained": 0}])
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_trial_that_memory_does_not_hold_alone_fails_alone(

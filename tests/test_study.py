@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -15,12 +16,14 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
 import study_worker
 from study_worker import config, metric, take_part
 from tunestack.errors import UserError
 from tunestack.search.space import Suggestion
+from tunestack.search.strategies import make_pruner
 from tunestack.search.study import Study
 
 FORKSERVER = multiprocessing.get_context("forkserver")
@@ -85,6 +88,41 @@ def test_the_same_sweep_suggests_the_same(
 def test_another_seed_suggests_something_else(tmp_path: Path) -> None:
     first, second = (run(tmp_path / str(seed), seed=seed, trials=3) for seed in (0, 1))
     assert key(first[0]) != key(second[0])
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "bayes"])
+def test_who_learns_comes_nearer_to_the_best_than_chance(tmp_path: Path, sampler: str) -> None:
+    """With three trials always running. The best rate is 1e-3; what is asked for last counts."""
+
+    def apart(kind: str, seed: int) -> float:
+        found = run(tmp_path / f"{kind}-{seed}", sampler=kind, pruner="none", trials=30, seed=seed)
+        return sum(abs(math.log10(one.training["learning_rate"]) + 3) for one in found[-10:]) / 10
+
+    learned, chance = (sum(apart(kind, seed) for seed in range(3)) for kind in (sampler, "random"))
+    assert learned < 0.6 * chance
+
+
+def test_the_parameter_that_matters_is_the_most_important(tmp_path: Path) -> None:
+    fields = {"sampler": "random", "pruner": "none", "trials": 40, "search": {}, "training": {"epochs": 2}}
+    with Study.open(config(**fields), tmp_path) as study:
+        take_part(study)
+        importances = study.importances()
+    assert next(iter(importances)) == "lora.learning_rate"
+    assert set(importances) == {"lora.r", "lora.lora_dropout", "lora.learning_rate"}
+    assert sum(importances.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("none", optuna.pruners.NopPruner),
+        ("halving", optuna.pruners.SuccessiveHalvingPruner),
+        ("hyperband", optuna.pruners.HyperbandPruner),
+        ("median", optuna.pruners.MedianPruner),
+    ],
+)
+def test_pruners_are_those_that_their_names_say(kind: str, expected: type) -> None:
+    assert type(make_pruner(kind, 9)) is expected
 
 
 @pytest.mark.parametrize("sampler", [*SAMPLERS, "grid"])

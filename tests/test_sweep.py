@@ -16,6 +16,7 @@ import yaml
 import fresh
 import runs
 import tunestack
+from test_loop import Crowded
 from tunestack.choice import choose
 from tunestack.comparison.folder import RunFolder
 from tunestack.comparison.plan import with_metric
@@ -26,6 +27,7 @@ from tunestack.search.plan import make_plan, with_method_defaults
 from tunestack.search.run import as_comparison, ranked, run_sweep
 from tunestack.search.study import Study
 from tunestack.settings import validated
+from tunestack.stack import loop
 from tunestack.stack.events import Event
 
 SEARCH = {
@@ -102,7 +104,9 @@ def test_a_sweep_trains_what_it_says_and_feeds_a_comparison(tiny_data: Path, tmp
     assert best.value == max(trial.value or 0 for trial in search.trials)
     assert results.verdict is not None
     assert results.verdict.ship == best.name
-    assert results.candidates[0].test == {}  # chosen on validation alone: the test data was not touched
+    # Chosen on validation alone: the test data was not touched.
+    assert all(candidate.test == {} for candidate in results.candidates)
+    assert not list((tmp_path / "run").rglob("predictions-test*"))
 
     compared = yaml.safe_load((tmp_path / "run/best.yaml").read_text())
     assert compared["methods"][0]["config"]["r"] == best.parameters["r"]
@@ -302,6 +306,26 @@ def test_where_nothing_could_be_confirmed_the_best_of_the_sweep_is_used(
     assert choose(tmp_path / "run", results.verdict.ship).folder == own
 
 
+@pytest.mark.parametrize("limits", [{"opened": 2}, {"trained": 1}])
+def test_a_sweep_that_runs_out_of_memory_goes_on_with_fewer_slots(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limits: dict[str, int]
+) -> None:
+    values = settings(
+        tiny_data, tmp_path / "wide", trials=4, sampler="random", pruner="none", training={"epochs": 2}
+    )
+    wide = sweep(values)
+    monkeypatch.setattr(loop, "Stack", type("Limited", (Crowded,), limits))
+    events: list[Event] = []
+    narrow = sweep({**values, "output": str(tmp_path / "narrow")}, events)
+    assert any(event.kind == "narrowed" for event in events)
+    assert narrow.search is not None
+    assert wide.search is not None
+    assert [trial.state for trial in narrow.search.trials] == ["complete"] * 4
+    for ours, theirs in zip(narrow.search.trials, wide.search.trials, strict=True):
+        assert ours.parameters == theirs.parameters
+        assert_same(ours.curve, theirs.curve)
+
+
 @pytest.mark.timeout(280)
 def test_a_sweep_killed_twenty_times_has_every_trial_once(tiny_data: Path, tmp_path: Path) -> None:
     values = settings(
@@ -314,6 +338,7 @@ def test_a_sweep_killed_twenty_times_has_every_trial_once(tiny_data: Path, tmp_p
     assert len(hits) == 20
     assert sum(evaluations > 0 for _, evaluations in hits) >= 5  # in the middle of trials
     assert sum(0 < over < 14 for over, _ in hits) >= 5  # and when some were over
+    assert [over for over, _ in hits] == sorted(over for over, _ in hits)  # what is over stays so
     search = Results.load(tmp_path / "run/results.json").search
     assert search is not None
     assert [trial.number for trial in search.trials] == list(range(14))
