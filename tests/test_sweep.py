@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import safetensors.torch
 import torch
 import yaml
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 import fresh
 import runs
@@ -145,14 +150,21 @@ def test_a_resumed_sweep_has_no_more_trials_and_another_space_is_refused(
         sweep({**values, "metric": "f1"})
 
 
-def test_pruned_trials_end_early_and_their_slots_are_filled(tiny_data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rungs", [1, 2])
+def test_pruned_trials_end_early_and_their_slots_are_filled(
+    tiny_data: Path, tmp_path: Path, rungs: int
+) -> None:
+    """At the ends of epochs, and within them."""
     events: list[Event] = []
-    fields = {"pruner": "median", "trials": 12, "sampler": "random", "training": {"epochs": 4}}
+    training = {"epochs": 4 // rungs, "evaluations_per_epoch": rungs}
+    fields = {"pruner": "median", "trials": 12, "sampler": "random", "training": training}
     results = sweep(settings(tiny_data, tmp_path / "run", **fields), events)
     assert results.search is not None
     states = Counter(trial.state for trial in results.search.trials)
     assert states["pruned"] > 0
     assert states["pruned"] + states["complete"] == 12
+    ends = {trial.curve[-1].epoch for trial in results.search.trials if trial.state == "pruned"}
+    assert any(end % 1 for end in ends) == (rungs > 1)
     for trial in results.search.trials:
         assert (len(trial.curve) < 4) == (trial.state == "pruned")
         folder = tmp_path / "run/candidates" / trial.name / "seed-0"
@@ -304,6 +316,33 @@ def test_where_nothing_could_be_confirmed_the_best_of_the_sweep_is_used(
     results.model_copy(update={"search": search}).save(tmp_path / "run/results.json")
     assert choose(tmp_path / "run").folder == own
     assert choose(tmp_path / "run", results.verdict.ship).folder == own
+
+
+SHARES = """
+import json, sys
+from tunestack.search.config import SweepConfig
+from tunestack.search.run import run_sweep
+from tunestack.settings import validated
+run_sweep(validated(SweepConfig, json.loads(sys.argv[1])))
+"""
+
+
+@pytest.mark.timeout(280)
+def test_two_processes_share_a_sweep(tiny_data: Path, tmp_path: Path) -> None:
+    fields = {"trials": 12, "slots": 2, "sampler": "random", "pruner": "none", "training": {"epochs": 20}}
+    values = settings(tiny_data, tmp_path / "run", **fields)
+    command = [sys.executable, "-c", SHARES, json.dumps(values)]
+    running = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for process in running:
+        _, error = process.communicate(timeout=250)
+        assert process.returncode == 0, error[-3000:]
+    search = Results.load(tmp_path / "run/results.json").search
+    assert search is not None
+    assert [(trial.number, trial.state) for trial in search.trials] == [(n, "complete") for n in range(12)]
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "run/study.journal")))
+    trials = optuna.load_study(study_name="sweep", storage=storage).trials
+    assert len({trial.user_attrs["worker"] for trial in trials}) == 2
+    assert len(list((tmp_path / "run/candidates").glob("*/seed-0/trial.json"))) == 12
 
 
 @pytest.mark.parametrize("limits", [{"opened": 2}, {"trained": 1}])
