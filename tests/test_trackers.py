@@ -378,7 +378,49 @@ def test_a_trial_that_starts_again_is_one_and_one_that_cannot_start_is_told(
     assert not warnings_in(caplog)
 
 
-def test_a_pruned_trial_has_not_failed(at_home: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def elsewhere(at_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of this test alone, where trackers keep everything."""
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    wandb.teardown()
+    return tmp_path
+
+
+def test_a_sweep_is_a_group_of_its_trials(tiny_data: Path, elsewhere: Path) -> None:
+    values = test_sweep.settings(tiny_data, elsewhere / "found", trials=3, training={"epochs": 2})
+    results = test_sweep.sweep({**values, "sampler": "random", "track": list(registry.TRACKERS)})
+    assert results.search is not None
+    keys = {f"{trial.name}.seed-0": trial for trial in results.search.trials}
+
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name("tunestack")
+    assert experiment is not None
+    stored = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    parent = stored.pop("found")
+    assert parent.data.tags["tunestack.kind"] == "sweep"
+    report = Path(parent.info.artifact_uri) / "report.html"
+    assert report.read_bytes() == (elsewhere / "found/report.html").read_bytes()
+    assert set(stored) == set(keys)
+    for key, run in stored.items():
+        trial = keys[key]
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert run.data.params["r"] == str(trial.parameters["r"])
+        history = client.get_metric_history(run.info.run_id, "validation/accuracy")
+        assert [point.value for point in history] == [point.metrics["accuracy"] for point in trial.curve]
+        assert (Path(run.info.artifact_uri) / "adapter/adapter_config.json").exists()
+
+    kinds = {}
+    for file in (elsewhere / "wandb").glob("offline-run-*/*.wandb"):
+        run = next(record.run for record in offline_records(file) if record.HasField("run"))
+        assert run.run_group == "found"
+        kinds[run.display_name] = run.job_type
+    assert kinds == {"found": "sweep", **dict.fromkeys(keys, "trial")}
+    assert {path.name for path in (elsewhere / "found/tensorboard").iterdir() if path.is_dir()} == set(keys)
+
+
+def test_a_pruned_trial_has_not_failed(elsewhere: Path, tmp_path: Path) -> None:
     trials = {key: TrackedTrial(key, "candidate", {}) for key in ("ended", "broken")}
     names = ["mlflow", "wandb", "tensorboard"]
     with Tracking(names, "sweep", "pruned-ones", tmp_path, {}, trials, lambda event: None) as told:
@@ -391,7 +433,7 @@ def test_a_pruned_trial_has_not_failed(at_home: Path, tmp_path: Path) -> None:
     status = {run.info.run_name: run.info.status for run in runs}
     assert (status["ended"], status["broken"]) == ("FINISHED", "FAILED")
     exits = {}
-    for file in (at_home / "wandb").glob("offline-run-*/*.wandb"):
+    for file in (elsewhere / "wandb").glob("offline-run-*/*.wandb"):
         records = offline_records(file)
         name = next(record.run.display_name for record in records if record.HasField("run"))
         exits[name] = next(record.exit.exit_code for record in records if record.HasField("exit"))
