@@ -23,18 +23,19 @@ def inputs_of(
     lengths: list[int], heads: int, size: int, features: int, beside: tuple[bool, bool], dtype: torch.dtype
 ) -> Absorbed:
     texts, tokens = texts_of(lengths, first=True)
-    shapes = {
-        "x": (tokens, features),
-        "u": (len(lengths), heads, features),
-        "q": (len(lengths), heads * size),
-        "k": (tokens, heads * size) if beside[0] else None,
-        "v": (tokens, heads * size) if beside[1] else None,
-    }
-    made = {
-        name: None if shape is None else random(*shape, dtype=dtype, seed=seed)
-        for seed, (name, shape) in enumerate(shapes.items())
-    }
-    return Absorbed(**made, texts=texts, scaling=(features + size) ** -0.5)  # type: ignore[arg-type]
+
+    def made(seed: int, *shape: int) -> Tensor:
+        return random(*shape, dtype=dtype, seed=seed)
+
+    return Absorbed(
+        x=made(0, tokens, features),
+        u=made(1, len(lengths), heads, features),
+        q=made(2, len(lengths), heads * size),
+        k=made(3, tokens, heads * size) if beside[0] else None,
+        v=made(4, tokens, heads * size) if beside[1] else None,
+        texts=texts,
+        scaling=(features + size) ** -0.5,
+    )
 
 
 def formula(inputs: Absorbed) -> tuple[Tensor, Tensor | None]:
