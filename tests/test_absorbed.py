@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -12,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from test_kernels import DTYPES, close, compiled, random, texts_of
+from test_kernels import DTYPES, close, compiled, random, same_with_any_threads, texts_of
 from tunestack.kernels import absorbed
 from tunestack.kernels.absorbed import Absorbed, HeadWeights
 
@@ -196,17 +195,8 @@ def test_threads_decide_nothing() -> None:
         every = [m, o, *found, weights.widen(inputs.q), weights.narrow(inputs.u)]
         return [one for one in every if one is not None]
 
-    expected, threads = results(), torch.get_num_threads()
-    assert len(expected) == 9
-    try:
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            assert all(torch.equal(mine, right) for mine, right in zip(results(), expected, strict=True))
-    finally:
-        torch.set_num_threads(threads)
-    with ThreadPoolExecutor(4) as pool:  # several threads call at once
-        for found in pool.map(lambda _: results(), range(16)):
-            assert all(torch.equal(mine, right) for mine, right in zip(found, expected, strict=True))
+    assert len(results()) == 9
+    same_with_any_threads(results)
 
 
 @compiled

@@ -7,7 +7,7 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -391,6 +391,11 @@ def test_threads_decide_nothing(dtype: torch.dtype) -> None:
         found = low_rank.back(y, joint, low, torch.zeros_like(joint), None)
         return [*attend_both(joint, texts, 2, 0.2, grad), y, *found, rows.gelu(joint)[0]]
 
+    same_with_any_threads(results)
+
+
+def same_with_any_threads(results: Callable[[], list[Tensor]]) -> None:
+    """Whatever their number, and however many call at once."""
     expected, threads = results(), torch.get_num_threads()
     try:
         for count in (1, 2, 5):
