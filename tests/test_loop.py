@@ -54,25 +54,26 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workload, list[Tria
     return work, trials, tiny.run(work, trials, slots=2)
 
 
-@pytest.mark.parametrize("seconds", [[3.0, 3.0], [3.0, 9.0]])  # of two slots' steps, and of three or four
+@pytest.mark.parametrize("time", [0.5, 1.5])  # of a step beside three others, of that beside one
 @pytest.mark.parametrize("lanes", [1, 2])
 def test_finding_out_how_many_slots_pay_leaves_no_trace(
-    three: tuple[Workload, list[Trial], dict[str, tiny.Ended]], seconds: list[float], lanes: int
+    three: tuple[Workload, list[Trial], dict[str, tiny.Ended]], time: float, lanes: int
 ) -> None:
     """No step of a rehearsal counts, and a trial that loses its slot again has another one later."""
     work, trials, whole = three
     trials = [*trials, replace(trials[0], key="d")]
-    told = iter(seconds)
+    told = iter([1.0, time])
     note = Room.note
     events: list[Event] = []
-    with patch.object(Room, "note", lambda room, measured: note(room, next(told))):
+    noting = patch.object(Room, "note", lambda room, measured: note(room, next(told)))
+    with noting, patch("tunestack.stack.room.GROWTH", 2):
         ended = tiny.run(work, trials, None, events.append, lanes=lanes)
     for key, expected in {**whole, "d": whole["a"]}.items():
         tiny.assert_same(ended[key], expected)  # beside "b" blocks run module by module, so rounding differs
     steps = Counter(event.key for event in events if event.kind == "step")
     assert steps == {key: one.steps for key, one in ended.items()}
     started = Counter(event.key for event in events if event.kind == "started")
-    again = seconds[1] > 2 * seconds[0]
+    again = time > 1
     assert started == {"a": 1, "b": 1, "c": 1 + again, "d": 1 + again}
     assert [event.message for event in events if event.kind == "measuring"] == [
         f"Measuring a step with {count} slots" for count in (2, 4)

@@ -22,7 +22,7 @@ def widths(
     found = [room.slots]
     while not room.decided:
         taken = room.slots * each
-        room.note(room.slots * speed[room.slots])
+        room.note(speed[room.slots] / speed.get(room.fewer, 1))
         if room.slots != found[-1]:
             found.append(room.slots)
     return found
@@ -31,30 +31,31 @@ def widths(
 @pytest.mark.parametrize(
     ("speed", "expected"),
     [
-        ({2: 1.0, 4: 0.8, 8: 0.7, 16: 0.68}, [2, 4, 8, 16]),  # no longer worth it, but no loss
-        ({2: 1.0, 4: 0.8, 8: 0.81}, [2, 4, 8, 4]),  # undone
-        ({2: 1.0, 4: 0.8, 8: 0.78, 16: 0.6}, [2, 4, 8]),  # it has paid before, so it is over
-        ({2: 1.0, 4: 1.2}, [2, 4, 2]),
-        ({2: 1.0, 4: 0.99, 8: 0.9, 16: 0.91}, [2, 4, 8, 16, 8]),  # the first time proves little
-        ({2: 1.0, 4: 1.01, 8: 0.99}, [2, 4, 8, 2]),
-        ({2: 1.0, 4: 1.04, 8: 0.9, 16: 0.9}, [2, 4, 8, 16, 8]),
-        ({2: 1.0, 4: 0.8, 8: 0.77, 16: 0.77}, [2, 4, 8, 16, 8]),  # a few hundredths are worth it
+        ({2: 1.0, 8: 0.7, 32: 0.6, 128: 0.68}, [2, 8, 32, 128, 32]),  # undone
+        ({2: 1.0, 8: 0.7, 32: 0.74}, [2, 8, 32, 8]),  # slower, so it is over
+        ({2: 1.0, 8: 0.7, 32: 0.72, 128: 0.6, 512: 0.8}, [2, 8, 32, 128, 512, 128]),  # a little slower: go on
+        ({2: 1.0, 8: 1.06}, [2, 8, 2]),
+        ({2: 1.0, 8: 1.02, 32: 1.06}, [2, 8, 32, 8]),  # all alike: the most of them
+        ({2: 1.0, 8: 0.8, 32: 0.82, 128: 0.9}, [2, 8, 32, 128, 32]),
     ],
 )
-def test_slots_are_doubled_as_long_as_that_pays(speed: dict[int, float], expected: list[int]) -> None:
+def test_slots_grow_as_long_as_that_pays(speed: dict[int, float], expected: list[int]) -> None:
     assert widths(speed) == expected
 
 
 def test_memory_ends_it_before_it_is_full() -> None:
-    ever_faster = {count: 1 / count for count in (2, 4, 8, 16, 32)}
-    assert widths(ever_faster, each=GIB, free=12 * GIB) == [2, 4, 8]  # 4 taken, 8 free: 6 would do
-    assert widths(ever_faster, each=GIB, free=9 * GIB) == [2, 4]  # 4 taken, 5 free
-    assert widths(ever_faster, each=GIB, free=4 * GIB) == [2]  # 2 taken, 2 free
+    ever_faster = {count: 1 / count for count in range(1, 200)}
+    assert widths(ever_faster, each=GIB, free=40 * GIB, most=100) == [2, 8, 29]  # 8 taken, 32 free: 21 more
+    assert widths(ever_faster, each=GIB, free=12 * GIB) == [2, 8]  # 8 taken, 4 free: 2 more are too few
+    assert widths(ever_faster, each=GIB, free=9 * GIB) == [2, 6]  # 2 taken, 7 free
+    assert widths(ever_faster, each=GIB, free=4 * GIB) == [2, 3]  # 2 taken, 2 free
+    assert widths(ever_faster, each=GIB, free=3 * GIB) == [2]  # 2 taken, 1 free
 
 
 def test_it_ends_at_the_most() -> None:
-    assert widths({2: 1.0, 4: 0.8, 7: 0.7}, most=7) == [2, 4, 7]
-    assert widths({2: 1.0, 4: 0.8, 7: 0.9}, most=7) == [2, 4, 7, 4]  # undone, to what was there
+    assert widths({2: 1.0, 7: 0.7}, most=7) == [2, 7]
+    assert widths({2: 1.0, 7: 1.2}, most=7) == [2, 7, 2]  # undone, to what was there
+    assert widths({2: 1.0, 8: 0.8, 9: 0.8}, most=9) == [2, 8, 9]
     assert Room(None, 4, lambda: 0, lambda: GIB, most=3).slots == 3
     assert Room(9, 4, lambda: 0, lambda: GIB, most=3).slots == 9  # who says how many gets them
 

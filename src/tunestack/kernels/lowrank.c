@@ -4,7 +4,7 @@
    An update has A [r, in] and B [out, r] in float, and adds to `out` columns of y from `column` on. The updates of
    one layer come in the order of their rows; those with the same rows follow one another. */
 
-#include "vectors.h"
+#include "products.h"
 
 #define BLOCK 32 /* Rows that are worked on at once; even, so that pairs of rows stay together. */
 #define COLUMNS 128

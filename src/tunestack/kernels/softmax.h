@@ -1,6 +1,6 @@
 /* What attention is made of beside products. */
 
-#include "vectors.h"
+#include "products.h"
 
 /* Columns n to n + LANES of what `transpose` writes, from `rows` rows, `wide` words each. */
 INLINE void turned(const element *x, int64_t row, int64_t rows, int64_t wide, word *to, int64_t to_row) {

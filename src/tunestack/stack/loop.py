@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -11,10 +12,13 @@ from typing import Literal
 
 from tunestack.results import CurvePoint
 from tunestack.stack.events import Event, Notify, event_of
-from tunestack.stack.room import REHEARSALS, Room, release_memory
+from tunestack.stack.room import Room, release_memory
 from tunestack.stack.slot import Slot, Trial
 from tunestack.stack.stack import Stack, out_of_memory
 from tunestack.stack.work import NO_ROOM, Outcome, Workload
+
+PLACES = (1 / 3, 2 / 3)
+"""Of an epoch: the steps that are looked at to find the number of slots."""
 
 Prune = Callable[[Trial, CurvePoint, int, bool], bool]
 """Told of every evaluation of a trial, how many parts of epochs that end with one are over, and whether the
@@ -171,20 +175,30 @@ def _rehearse(stack: Stack, room: Room, active: list[Slot], notify: Notify) -> l
         return []
     notify(event_of("measuring", active[0], message=f"Measuring a step with {len(active)} slots"))
     forwards = stack.width, stack.lanes.count
-    seconds = math.inf
-    for _ in range(REHEARSALS):
-        started = time.perf_counter()
-        stack.rehearse(active, notify)
-        seconds = min(seconds, time.perf_counter() - started)
+    times = [1.0]
+    if before := active[: room.fewer]:  # again in the same moments: a machine is faster now than then
+        times = [_time(stack, active, before, place, notify) for place in PLACES]
+    else:
+        stack.rehearse(active, PLACES[0], notify)
     if forwards != (stack.width, stack.lanes.count):  # memory is full
         room.limit(len(active))
     else:
-        room.note(seconds)
+        room.note(statistics.mean(times))
     surplus = active[room.slots :]
     for slot in surplus:
         active.remove(slot)
         stack.close(slot)
     return [slot.trial for slot in reversed(surplus)]
+
+
+def _time(stack: Stack, slots: Sequence[Slot], before: Sequence[Slot], place: float, notify: Notify) -> float:
+    """What a slot's step takes of what it takes with the number before: the fastest of two steps each."""
+    seconds = {len(some): math.inf for some in (before, slots)}
+    for some in (before, slots) * 2:
+        started = time.perf_counter()
+        stack.rehearse(some, place, notify)
+        seconds[len(some)] = min(seconds[len(some)], (time.perf_counter() - started) / len(some))
+    return seconds[len(slots)] / seconds[len(before)]
 
 
 def _judge(slots: Sequence[Slot], prune: Prune) -> None:

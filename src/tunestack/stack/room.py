@@ -11,14 +11,16 @@ import torch
 
 FIRST = 2
 """Slots to begin with, or one a lane where there are more lanes."""
-REHEARSALS = 3
-"""Steps to look at before the next decision, of which the fastest counts: a moment's disturbance does not."""
-GAIN, ALIKE = 0.03, 0.02
-"""The share by which twice as many slots must make a slot's step faster, and one that makes no difference."""
+GROWTH = 4
+"""How many times as many are tried next: of twice as many, a busy machine hides what they gain."""
 LOSS = 0.05
-"""The share by which the first doubling may make it slower, and the next one is tried."""
+"""The share by which more slots may make a slot's step slower, and more yet are tried."""
+ALIKE = 0.03
+"""The share that makes no difference. Of numbers alike the largest is best: trials that are trained together
+are evaluated together, and end together.
+"""
 SPARE = 1.5
-"""How many times as much memory must be free as the slots so far have taken, to have twice as many."""
+"""How many times as much memory must be free as more slots would take."""
 
 
 def release_memory() -> None:
@@ -29,12 +31,11 @@ def release_memory() -> None:
 
 
 class Room:
-    """The number of slots: what the user says, or one that is doubled as long as that pays.
+    """The number of slots: what the user says, or one that grows as long as that pays.
 
-    slots: at present. decided: whether it grows no more. Doubling ends where a slot's step gets less than
-    `GAIN` faster (the first doubling may fail to: it measures little work), at `most`, where memory would not
-    hold what the slots so far took once more, or did not hold them. It is then the fewest that are about as
-    fast as the fastest.
+    slots: at present. decided: whether it grows no more. That is so where a slot's step gets slower than by
+    `LOSS`, at `most`, where memory does not hold half as many again, or did not hold them. It is then the
+    largest that is about as fast as the fastest.
 
     used, free: bytes that this process has taken on the device, and that are free there.
     """
@@ -74,19 +75,29 @@ class Room:
             most,
         )
 
-    def note(self, seconds: float) -> None:
-        """Learn from a step of all slots: double them, or decide. seconds: of the whole step."""
+    @property
+    def fewer(self) -> int:
+        """The number before this one; 0 at first."""
+        return next(reversed(self._each), 0)
+
+    def note(self, time: float) -> None:
+        """Learn from a step of all slots: have more of them, or decide. time: what a slot's step takes, of what
+        it takes with the number before; at first, anything.
+        """
         before = list(self._each.values())
-        each = self._each[self.slots] = seconds / self.slots
-        pays = not before or each <= min(before) * (1 - GAIN)
-        may_pay_yet = len(before) == 1 and each <= before[0] * (1 + LOSS)
-        full = self._free() < SPARE * (self._used() - self._empty) or self.slots >= self.most
-        if full or not (pays or may_pay_yet):
+        each = self._each[self.slots] = before[-1] * time if before else 1.0
+        fastest = min(self._each.values())
+        more = min(GROWTH * self.slots, self.most, self.slots + self._fitting())
+        if each > fastest * (1 + LOSS) or more < min(1.5 * self.slots, self.most) or more == self.slots:
             self.decided = True
-            enough = min(self._each.values()) * (1 + ALIKE)
-            self.slots = next(slots for slots, found in self._each.items() if found <= enough)
+            self.slots = max(slots for slots, time in self._each.items() if time <= fastest * (1 + ALIKE))
         else:
-            self.slots = min(2 * self.slots, self.most)
+            self.slots = more
+
+    def _fitting(self) -> int:
+        """How many more slots there is memory for."""
+        taken = self._used() - self._empty
+        return int(self._free() * self.slots / (SPARE * taken)) if taken > 0 else sys.maxsize
 
     def limit(self, slots: int) -> None:
         """Never have more slots than so many: there is no more memory, or no more trials."""

@@ -116,9 +116,19 @@ class Stack:
         """One optimisation step of every slot given, in as few forwards as lanes and memory allow."""
         self._pass(slots, notify, _update)
 
-    def rehearse(self, slots: Sequence[Slot], notify: Notify) -> None:
-        """All of a step but its end: to see what it takes. No slot is another one afterwards."""
-        self._pass(slots, notify, lambda slot, loss: None)
+    def rehearse(self, slots: Sequence[Slot], place: float, notify: Notify) -> None:
+        """All of a step but its end: to see what it takes. No slot is another one afterwards.
+
+        place: of the step in the first epoch, from 0 to less than 1.
+        """
+        steps = [slot.progress.step for slot in slots]
+        try:
+            for slot in slots:
+                slot.progress.step = int(place * slot.steps_per_epoch)
+            self._pass(slots, notify, lambda slot, loss: None)
+        finally:
+            for slot, step in zip(slots, steps, strict=True):
+                slot.progress.step = step
 
     def _pass(self, slots: Sequence[Slot], notify: Notify, end: End) -> None:
         for packs in (True, False):  # a forward has padding or has none
