@@ -480,6 +480,37 @@ def test_the_display_draws_every_state_in_a_terminal(width: int) -> None:
             assert text in out.getvalue()
 
 
+def test_the_display_draws_curves() -> None:
+    out = StringIO()
+    console = Console(file=out, force_terminal=True, width=120, height=30)
+    display = Display(console)
+    display.notify(Event("started", "a", steps=40))
+    for epoch, f1 in enumerate([0.5, 0.8, 0.65], start=1):
+        display.notify(Event("evaluated", "a", point=_point(epoch, f1)))
+    display.notify(Event("started", "b", steps=40))
+    display.notify(Event("evaluated", "b", point=_point(1, 0.3)))
+    console.print(display._render())
+    drawn = {line.split()[0]: line for line in out.getvalue().splitlines() if line.strip()}
+    assert "▁█▅" in drawn["a"] or "▁█▄" in drawn["a"]
+    assert "▁" in drawn["b"]
+    assert "█" not in drawn["b"]
+
+
+def test_the_display_fits_into_the_terminal() -> None:
+    """Or what is below it, how far all of it is, would not be seen."""
+    out = StringIO()
+    console = Console(file=out, force_terminal=True, width=100, height=12)
+    display = Display(console)
+    for place in range(30):
+        display.notify(Event("started", f"trial-{place}", steps=40))
+    display.notify(Event("counted", "", 4, 40))
+    console.print(display._render())
+    lines = out.getvalue().splitlines()
+    assert len(lines) < 12
+    assert "and 22 more" in lines[-2]
+    assert "4 of 40 trials done" in lines[-1]
+
+
 def test_the_display_shows_progress_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(progress.time, "monotonic", lambda: now)

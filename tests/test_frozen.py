@@ -28,16 +28,20 @@ def batch() -> dict[str, torch.Tensor]:
 
 @needs_packing
 @pytest.mark.parametrize("bias", [True, False])
-def test_packed_weights_give_the_products_of_the_plain_ones(bias: bool) -> None:
+@pytest.mark.parametrize(("wide", "out"), [(48, 80), (64, 96)])
+@pytest.mark.parametrize("count", [7, 300])  # three times as many: some are few, for which there may be others
+def test_packed_weights_give_the_products_of_the_plain_ones(
+    bias: bool, wide: int, out: int, count: int
+) -> None:
     torch.manual_seed(1)
-    plain = nn.Linear(48, 80, bias=bias).bfloat16().requires_grad_(False)
-    packed = nn.Sequential(nn.Linear(48, 80, bias=bias).bfloat16().requires_grad_(False))
+    plain = nn.Linear(wide, out, bias=bias).bfloat16().requires_grad_(False)
+    packed = nn.Sequential(nn.Linear(wide, out, bias=bias).bfloat16().requires_grad_(False))
     packed[0].load_state_dict(plain.state_dict())
     frozen.pack_linears(packed, [])
     assert "forward" in vars(packed[0])
-    x = torch.randn(3, 7, 48).bfloat16()
+    x = torch.randn(3, count, wide).bfloat16()
     ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
-    weights = torch.randn(3, 7, 80).bfloat16()
+    weights = torch.randn(3, count, out).bfloat16()
     given, expected = packed(ours), plain(theirs)
     torch.testing.assert_close(given, expected, rtol=2**-7, atol=2**-7)
     (given * weights).sum().backward()

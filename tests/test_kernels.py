@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from tunestack.kernels import attention, library, lowrank, rows
+from tunestack.kernels import attention, dense, library, lowrank, rows
 
 CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.bfloat16]
@@ -274,6 +274,51 @@ def test_low_rank_updates_are_the_formula(
     assert torch.equal(found_x[untouched], grad_x[untouched])
 
 
+matrix_unit = pytest.mark.skipif(
+    not dense.covers(torch.zeros(32, 32, dtype=torch.bfloat16)),
+    reason="this processor has no matrix unit for bfloat16, or there is no C compiler here",
+)
+
+
+@matrix_unit
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(("out", "wide"), [(32, 32), (96, 384), (384, 1536)])
+@given(count=st.one_of(st.integers(1, 70), st.sampled_from([128, 129, 145, 300])))
+@settings(max_examples=30, deadline=None)
+def test_products_of_frozen_weights_are_the_formula(count: int, out: int, wide: int, biased: bool) -> None:
+    """And a row's are the same in any company, which it does not break."""
+    x, weight = random(count, wide, dtype=torch.bfloat16), random(out, wide, dtype=torch.bfloat16, seed=1)
+    bias = random(out, dtype=torch.bfloat16, seed=2) if biased else None
+    laid = dense.Laid(weight)
+    found = laid.product(x, bias)
+    expected = functional.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    torch.testing.assert_close(found.double(), expected, rtol=2**-8, atol=1e-4)
+    place = count // 2
+    assert torch.equal(laid.product(x[place:].clone(), bias), found[place:])
+    x[place] = math.nan
+    beside = torch.arange(count) != place
+    assert laid.product(x, bias)[place].isnan().all()
+    assert torch.equal(laid.product(x, bias)[beside], found[beside])
+
+
+@matrix_unit
+def test_products_of_frozen_weights_with_any_number_of_threads() -> None:
+    x, weight = random(77, 64, dtype=torch.bfloat16), random(96, 64, dtype=torch.bfloat16, seed=1)
+    same_with_any_threads(lambda: [dense.Laid(weight).product(x, None)])
+
+
+@matrix_unit
+def test_products_of_frozen_weights_take_nothing_that_they_would_misread() -> None:
+    laid = dense.Laid(random(64, 32, dtype=torch.bfloat16))
+    x = random(5, 64, dtype=torch.bfloat16)
+    for wrong in (x, x[:, ::2], x[:, :32].float()):
+        with pytest.raises(ValueError, match="must come here"):
+            laid.product(wrong, None)
+    for shape in ((33, 32), (32, 40)):
+        assert not dense.covers(torch.zeros(shape, dtype=torch.bfloat16))
+    assert not dense.covers(torch.zeros(32, 32))
+
+
 def test_low_rank_updates_take_no_weights_that_they_would_misread() -> None:
     wide = torch.zeros(16, 4).t()
     for a in (wide, torch.zeros(4, 16, dtype=torch.float64)):
@@ -316,6 +361,21 @@ def test_gelu_is_the_formula(dtype: torch.dtype) -> None:
     for broken in rows.gelu(torch.full((16,), math.nan).to(dtype), slope=True):
         assert broken is not None
         assert broken.isnan().all()
+
+
+@compiled
+def test_gelu_of_every_number_of_16_bits() -> None:
+    """As far from the formula as rounding to bfloat16, and a tenth of that around 1; tiny ones are 0."""
+    x = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    x = x[x.isfinite()].contiguous()
+    exact = x.double().requires_grad_()
+    expected = functional.gelu(exact)
+    (right,) = torch.autograd.grad(expected.sum(), exact)
+    found, slope = rows.gelu(x, slope=True)
+    assert slope is not None
+    beyond = 2e-5 * x.double().abs().clamp(max=5) + 2**-126
+    assert ((found.double() - expected.detach()).abs() <= 2**-8 * expected.detach().abs() + beyond).all()
+    assert ((slope.double() - right).abs() <= 2**-8 * right.abs() + 2e-4).all()
 
 
 @compiled
@@ -459,13 +519,20 @@ def test_what_others_may_write_is_not_run(fresh: Path, mode: int, caplog: pytest
 
 
 @compiled
-def test_shorter_vectors_compute_the_same(fresh: Path, tmp_path: Path) -> None:
-    """Each processor runs its own branch of the code; this one is for all that have nothing better."""
-    compiler = tmp_path / "plain-cc"
-    compiler.write_text('#!/bin/sh\nset -- $(printf "%s\\n" "$@" | grep -v march)\nexec cc "$@"\n')
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param('$(printf "%s\\n" "$@" | grep -v march)', id="nothing but what every processor has"),
+        pytest.param('"$@" -mno-amx-tile -mno-amx-bf16', marks=matrix_unit, id="no matrix unit"),
+    ],
+)
+def test_other_processors_compute_the_same(fresh: Path, tmp_path: Path, arguments: str) -> None:
+    """Each processor runs its own branch of the code; these are for those that have less."""
+    compiler = tmp_path / "other-cc"
+    compiler.write_text(f'#!/bin/sh\nset -- {arguments}\nexec cc "$@"\n')
     compiler.chmod(0o755)
     environment = {**os.environ, "CC": str(compiler), "XDG_CACHE_HOME": str(fresh.parent.parent)}
-    chosen = "formula or company or masks or threads or by_head or without_tokens"
+    chosen = "(formula or company or masks or threads or by_head or without_tokens) and not frozen"
     files = [__file__, str(Path(__file__).with_name("test_absorbed.py"))]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", chosen]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=280)

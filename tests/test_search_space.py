@@ -17,6 +17,7 @@ import runs
 import tunestack
 from task_samples import SAMPLES
 from tunestack.config import CompareConfig, TrainingConfig
+from tunestack.data.load import TextData
 from tunestack.errors import Problem, UserError
 from tunestack.methods.registry import METHODS
 from tunestack.search.config import Dimension, SweepConfig
@@ -509,3 +510,15 @@ def test_the_recipe_is_the_published_search() -> None:
     assert config.data == compared.data
     assert (config.trials, config.sampler, config.metric) == (30, "bayes", "f1")
     assert (config.training.epochs, config.training.batch_size, config.training.max_length) == (5, 8, 512)
+
+
+def test_the_recipe_can_be_planned(tmp_path: Path) -> None:
+    lines = [f"{word} {place},{place % 2}" for place in range(20) for word in ("fire", "picnic")]
+    (tmp_path / "train.csv").write_text("\n".join(["text,target", *lines]))
+    values = read_yaml(RECIPES / "disaster_tweets_sweep.yaml")
+    values["data"]["train"], values["output"] = str(tmp_path / "train.csv"), str(tmp_path / "run")
+    plan = planned(values)
+    assert plan.config.metric == "f1"
+    assert isinstance(plan.data, TextData)
+    assert plan.data.label_names == ("not a disaster", "disaster")
+    assert plan.notes == ()

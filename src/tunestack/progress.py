@@ -18,6 +18,10 @@ from tunestack.stack.events import Event
 
 BAR = 16
 SPARKS = "▁▂▃▄▅▆▇█"
+AROUND = 4
+"""Lines of the terminal that are no trial's: the table's head, how many more there are, how far all of it
+is, and the cursor's.
+"""
 
 
 @dataclass
@@ -149,7 +153,9 @@ class Display:
         for title in ("trial", "progress", "epoch", "loss", f"best {self.metric}", "curve", "left"):
             left = title in ("trial", "progress", "curve")
             table.add_column(title, justify="left" if left else "right")
-        for row in self._rows.values():
+        rows = list(self._rows.values())
+        shown = rows[: max(1, self.console.height - AROUND)]
+        for row in shown:
             share = row.step / row.steps if row.steps else 0.0
             filled = round(share * BAR)
             table.add_row(
@@ -163,6 +169,8 @@ class Display:
                 sparkline(row.curve),
                 row.left(now),
             )
+        if len(rows) > len(shown):
+            table.add_row(Text(f"and {len(rows) - len(shown)} more", style="dim"))
         done = Text(self._count.text(now), style="dim")
         parts: list[RenderableType] = [table] if self._rows else []
         return Group(*parts, Spinner("dots", Text(self._note)) if self._note else done)

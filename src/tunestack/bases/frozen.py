@@ -1,5 +1,5 @@
-"""Frozen linear layers: their products, and on a processor weights laid out for oneDNN once, not anew in
-every call.
+"""Frozen linear layers: their products, and on a processor weights laid out for them once, not anew in every
+call.
 
 For a few hundred tokens that layout, and adding the bias in a pass of its own, cost as much as the product.
 """
@@ -15,10 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.weak import WeakIdKeyDictionary
 
+from tunestack.kernels import dense
+
 MOST_BYTES = 2**30
 """Weights beyond this are left as they are: each layout, forward and back, is one more copy of them."""
 _ROWS = 256
 """About how many tokens a batch has; oneDNN chooses the layout for it."""
+_FEW = 512
+"""Tokens up to which several threads are faster with a product of our own, where there is one: oneDNN divides
+so few badly, or not at all.
+"""
 
 
 class FrozenWeight:
@@ -33,33 +39,49 @@ class FrozenWeight:
         self.packs = packs
 
     @functools.cached_property
-    def _packed(self) -> Tensor:
-        return _packed(self.weight)
+    def _forth(self) -> _Packed:
+        return _Packed(self.weight)
 
     @functools.cached_property
-    def _packed_back(self) -> Tensor:
-        return _packed(self.weight.t().contiguous())
+    def _back(self) -> _Packed:
+        return _Packed(self.weight.t().contiguous())
 
     def forward(self, rows: Tensor) -> Tensor:
         """x W^T + b of [rows, in]."""
         if not self.packs:
             return functional.linear(rows, self.weight, self.bias)
-        return _product(rows, self._packed, self.bias)
+        return self._forth.product(rows, self.bias)
 
     def back(self, grad: Tensor) -> Tensor:
         """What x gets of the output's gradient: g W of [rows, out]."""
-        return _product(grad, self._packed_back, None) if self.packs else grad @ self.weight
+        return self._back.product(grad, None) if self.packs else grad @ self.weight
 
 
-def _packed(weight: Tensor) -> Tensor:
-    with torch.inference_mode(False):  # training uses it after an evaluation, too
-        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
-    return packed
+class _Packed:
+    """Copies of a weight [out, in] laid out for products with many rows and with few, each made when it is
+    first wanted.
+    """
 
+    def __init__(self, weight: Tensor) -> None:
+        self._weight = weight
+        self._dense = dense.covers(weight)
 
-def _product(rows: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
-    return product
+    @functools.cached_property
+    def _many(self) -> Tensor:
+        with torch.inference_mode(False):  # training uses it after an evaluation, too
+            packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(self._weight, _ROWS)
+        return packed
+
+    @functools.cached_property
+    def _few(self) -> dense.Laid:
+        return dense.Laid(self._weight)
+
+    def product(self, rows: Tensor, bias: Tensor | None) -> Tensor:
+        """x W^T + b of [rows, in]."""
+        if self._dense and len(rows) <= _FEW and torch.get_num_threads() > 1:
+            return self._few.product(rows.contiguous(), bias)
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._many, bias, "none", [], "")
+        return product
 
 
 class _FrozenLinear(torch.autograd.Function):

@@ -81,7 +81,7 @@ class Room:
         return next(reversed(self._each), 0)
 
     def note(self, time: float) -> None:
-        """Learn from a step of all slots: have more of them, or decide. time: what a slot's step takes, of what
+        """Learn from a step of all slots: have more of them, or decide. time: of a slot's step, of what it
         it takes with the number before; at first, anything.
         """
         before = list(self._each.values())
