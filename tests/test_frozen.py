@@ -29,7 +29,7 @@ def batch() -> dict[str, torch.Tensor]:
 @needs_packing
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("wide", "out"), [(48, 80), (64, 96)])
-@pytest.mark.parametrize("count", [7, 300])  # three times as many: some are few, for which there may be others
+@pytest.mark.parametrize("count", [7, 300])  # three times as many: for few there may be other products
 def test_packed_weights_give_the_products_of_the_plain_ones(
     bias: bool, wide: int, out: int, count: int
 ) -> None:
