@@ -496,14 +496,15 @@ def test_the_display_draws_curves() -> None:
     assert "█" not in drawn["b"]
 
 
-def test_the_display_fits_into_the_terminal() -> None:
+@pytest.mark.parametrize("width", [40, 60, 100])
+def test_the_display_fits_into_the_terminal(width: int) -> None:
     """Or what is below it, how far all of it is, would not be seen."""
     out = StringIO()
-    console = Console(file=out, force_terminal=True, width=100, height=12)
+    console = Console(file=out, force_terminal=True, width=width, height=12)
     display = Display(console)
     for place in range(30):
         display.notify(Event("started", f"trial-{place}", steps=40))
-    display.notify(Event("counted", "", 4, 40))
+    display.notify(Event("counted", "", 4, 40, message="best f1 0.900 (trial-3, of a long name)"))
     console.print(display._render())
     lines = out.getvalue().splitlines()
     assert len(lines) < 12

@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification
 import tiny
 from tunestack.bases import frozen
 from tunestack.bases.base import keep_first_token
+from tunestack.kernels import dense
 from tunestack.methods.sites import Host
 
 needs_packing = pytest.mark.skipif(not frozen._available(), reason="PyTorch cannot pack bf16 weights here")
@@ -29,10 +30,31 @@ def batch() -> dict[str, torch.Tensor]:
 @needs_packing
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("wide", "out"), [(48, 80), (64, 96)])
-@pytest.mark.parametrize("count", [7, 300])  # three times as many: for few there may be other products
+@pytest.mark.parametrize("count", [7, 300])
+@pytest.mark.parametrize("threads", [1, 2])
 def test_packed_weights_give_the_products_of_the_plain_ones(
-    bias: bool, wide: int, out: int, count: int
+    bias: bool, wide: int, out: int, count: int, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of few rows, with several threads, by products of our own where there are such."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    calls: list[int] = []
+    product = dense.Laid.product
+
+    def counted(laid: dense.Laid, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        calls.append(len(x))
+        return product(laid, x, bias)
+
+    monkeypatch.setattr(dense.Laid, "product", counted)
+    try:
+        compare_products(bias, wide, out, count)
+    finally:
+        torch.set_num_threads(before)
+    there = dense.covers(torch.zeros(out, wide, dtype=torch.bfloat16))
+    assert calls == ([3 * count] * 2 if there and threads > 1 and count == 7 else [])
+
+
+def compare_products(bias: bool, wide: int, out: int, count: int) -> None:
     torch.manual_seed(1)
     plain = nn.Linear(wide, out, bias=bias).bfloat16().requires_grad_(False)
     packed = nn.Sequential(nn.Linear(wide, out, bias=bias).bfloat16().requires_grad_(False))

@@ -314,6 +314,8 @@ def test_products_of_frozen_weights_take_nothing_that_they_would_misread() -> No
     for wrong in (x, x[:, ::2], x[:, :32].float()):
         with pytest.raises(ValueError, match="must come here"):
             laid.product(wrong, None)
+    with pytest.raises(ValueError, match="must come here"):
+        laid.product(x[:, :32].contiguous(), x[0, :32].contiguous())
     for shape in ((33, 32), (32, 40)):
         assert not dense.covers(torch.zeros(shape, dtype=torch.bfloat16))
     assert not dense.covers(torch.zeros(32, 32))
@@ -532,7 +534,9 @@ def test_other_processors_compute_the_same(fresh: Path, tmp_path: Path, argument
     compiler.write_text(f'#!/bin/sh\nset -- {arguments}\nexec cc "$@"\n')
     compiler.chmod(0o755)
     environment = {**os.environ, "CC": str(compiler), "XDG_CACHE_HOME": str(fresh.parent.parent)}
-    chosen = "(formula or company or masks or threads or by_head or without_tokens) and not frozen"
+    chosen = (
+        "(formula or company or masks or threads or by_head or without_tokens or every_number) and not frozen"
+    )
     files = [__file__, str(Path(__file__).with_name("test_absorbed.py"))]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", chosen]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=280)

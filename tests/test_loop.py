@@ -7,7 +7,7 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +20,7 @@ import torch
 import tiny
 from tunestack.results import CurvePoint
 from tunestack.stack import loop
-from tunestack.stack.events import Event
+from tunestack.stack.events import Event, Notify
 from tunestack.stack.loop import train
 from tunestack.stack.room import Room
 from tunestack.stack.slot import Slot, Trial
@@ -52,6 +52,21 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workload, list[Tria
         tiny.trial(base, "c", 3, epochs=2, lr_scheduler_type="linear", class_weights="balanced"),
     ]
     return work, trials, tiny.run(work, trials, slots=2)
+
+
+def test_a_rehearsal_compares_what_a_slot_s_step_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the fastest steps with either number, by turns."""
+    now, took = 0.0, iter([2.0, 9.0, 7.0, 4.0])  # with two slots, with eight, and again
+
+    class Clock:
+        def rehearse(self, slots: Sequence[Slot], place: float, notify: Notify) -> None:
+            nonlocal now
+            now += next(took)
+
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: now)
+    eight: Any = list(range(8))
+    stack: Any = Clock()
+    assert loop._time(stack, eight, eight[:2], 0.0, lambda event: None) == pytest.approx((4 / 8) / (2 / 2))
 
 
 @pytest.mark.parametrize("time", [0.5, 1.5])  # of a step beside three others, of that beside one

@@ -152,7 +152,7 @@ class Display:
         table = Table(box=None, padding=(0, 2), header_style="dim")
         for title in ("trial", "progress", "epoch", "loss", f"best {self.metric}", "curve", "left"):
             left = title in ("trial", "progress", "curve")
-            table.add_column(title, justify="left" if left else "right")
+            table.add_column(title, justify="left" if left else "right", no_wrap=True)
         rows = list(self._rows.values())
         shown = rows[: max(1, self.console.height - AROUND)]
         for row in shown:
@@ -169,10 +169,10 @@ class Display:
                 sparkline(row.curve),
                 row.left(now),
             )
-        if len(rows) > len(shown):
-            table.add_row(Text(f"and {len(rows) - len(shown)} more", style="dim"))
-        done = Text(self._count.text(now), style="dim")
+        done = Text(self._count.text(now), style="dim", no_wrap=True, overflow="ellipsis")
         parts: list[RenderableType] = [table] if self._rows else []
+        if len(rows) > len(shown):
+            parts.append(Text(f"  and {len(rows) - len(shown)} more", style="dim"))
         return Group(*parts, Spinner("dots", Text(self._note)) if self._note else done)
 
 

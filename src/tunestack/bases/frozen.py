@@ -18,7 +18,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 from tunestack.kernels import dense
 
 MOST_BYTES = 2**30
-"""Weights beyond this are left as they are: each layout, forward and back, is one more copy of them."""
+"""Weights beyond this are left as they are: each layout, forward and back, for many rows and on some
+processors for few, is one more copy of them.
+"""
 _ROWS = 256
 """About how many tokens a batch has; oneDNN chooses the layout for it."""
 _FEW = 512
@@ -44,7 +46,7 @@ class FrozenWeight:
 
     @functools.cached_property
     def _back(self) -> _Packed:
-        return _Packed(self.weight.t().contiguous())
+        return _Packed(self.weight.t())
 
     def forward(self, rows: Tensor) -> Tensor:
         """x W^T + b of [rows, in]."""
@@ -69,7 +71,7 @@ class _Packed:
     @functools.cached_property
     def _many(self) -> Tensor:
         with torch.inference_mode(False):  # training uses it after an evaluation, too
-            packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(self._weight, _ROWS)
+            packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(self._weight.contiguous(), _ROWS)
         return packed
 
     @functools.cached_property

@@ -45,10 +45,10 @@ INLINE void shape_for(int64_t rows) {
     tile_shapes shapes = whole_tiles();
     shapes.rows[0] = shapes.rows[1] = shapes.rows[4] = least(rows, EDGE);
     if (rows > EDGE) shapes.rows[2] = shapes.rows[3] = shapes.rows[5] = rows - EDGE;
-    _tile_loadconfig(&shapes);
+    load_shapes(&shapes);
 }
 
-/* sums [up to 32, 32] of rows of x, `k` apart, and a panel; more: whether there are more than 16 rows. */
+/* sums [up to 32, 32] of rows of x, `k` apart, and a panel, when those before are written; more: whether there are more than 16 rows. */
 INLINE void sum_up(const int more, const element *x, int64_t k, const word *panel, float *sums, unwritten *some) {
     const int64_t wide = 4 * PANEL;
     _tile_zero(0);
@@ -79,20 +79,19 @@ INLINE void sum_up(const int more, const element *x, int64_t k, const word *pane
 /* Panels from `first` to `end` of y. */
 static void panels_of(const element *x, int64_t rows, int64_t k, const word *w, int64_t n, const element *bias,
                       element *y, int64_t first, int64_t end) {
-    float sums[2][PANEL * PANEL];
+    float sums[PANEL * PANEL];
     unwritten some = {.left = 0};
-    int64_t shaped = 0, turn = 0;
+    int64_t shaped = 0;
     for (int64_t chunk = 0; chunk < rows; chunk += CHUNK)
         for (int64_t panel = first; panel < end; panel++) {
             const word *own = w + panel * (k / PER_WORD) * PANEL;
             for (int64_t i = chunk; i < least(rows, chunk + CHUNK); i += PANEL) {
                 const int64_t count = least(PANEL, rows - i);
-                float *found = sums[turn ^= 1];
                 if (count != shaped) shape_for(shaped = count);
                 __asm__ volatile("" ::: "memory"); /* what was written is there before tiles are loaded */
-                if (count > EDGE) sum_up(1, x + i * k, k, own, found, &some);
-                else sum_up(0, x + i * k, k, own, found, &some);
-                some = (unwritten){found, y + i * n + panel * PANEL, n, count, {{0}}};
+                if (count > EDGE) sum_up(1, x + i * k, k, own, sums, &some);
+                else sum_up(0, x + i * k, k, own, sums, &some);
+                some = (unwritten){sums, y + i * n + panel * PANEL, n, count, {{0}}};
                 for (int j = 0; bias && j < 2; j++) some.bias[j] = load(bias + panel * PANEL + j * EDGE);
             }
         }

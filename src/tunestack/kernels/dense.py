@@ -28,13 +28,15 @@ class Laid:
         library(torch.bfloat16).dense_lay_out(at(own, own.dtype), *own.shape, self._words.data_ptr())
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """x W^T + b of [rows, in]; b: [out], or none. Raises ValueError for x of another width."""
-        if x.shape[1] != self.shape[1]:
-            raise ValueError(f"rows of {self.shape[1]} numbers must come here, not {list(x.shape)}")
-        y = x.new_empty(len(x), self.shape[0])
+        """x W^T + b of [rows, in]; b: [out], or none. Raises ValueError for other sizes."""
+        out, wide = self.shape
+        if x.shape[1] != wide or (bias is not None and bias.shape != (out,)):
+            found = f"{list(x.shape)}" if bias is None else f"{list(x.shape)} and {list(bias.shape)}"
+            raise ValueError(f"[rows, {wide}], and a bias of [{out}] or none, must come here, not {found}")
+        y = x.new_empty(len(x), out)
         there = None if bias is None else at(bias, x.dtype)
         library(torch.bfloat16).dense(
-            *(at(x, torch.bfloat16), *x.shape, self._words.data_ptr(), self.shape[0]),
+            *(at(x, torch.bfloat16), *x.shape, self._words.data_ptr(), out),
             *(there, y.data_ptr(), torch.get_num_threads()),
         )
         return y

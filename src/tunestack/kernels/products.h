@@ -40,7 +40,7 @@ INLINE void shape_tiles(int64_t rows, int64_t rest) {
     tile_shapes shapes = whole_tiles();
     shapes.rows[0] = shapes.rows[1] = shapes.rows[2] = shapes.rows[5] = rows;
     if (rest) shapes.row_bytes[5] = 4 * rest, shapes.rows[6] = shapes.rows[7] = rest;
-    _tile_loadconfig(&shapes);
+    load_shapes(&shapes);
 }
 
 /* Rows of A one after the other, where they are its columns: words (m, k) of up to EDGE rows. */
@@ -97,7 +97,7 @@ static void multiply_tiles(int64_t m, int64_t n, int64_t k, const word *a, int64
                            const word *b, int64_t b_row, float *c, int64_t c_row, int adds) {
     word turned[EDGE * TURNED_WORDS];
     int64_t from = 0, deep;
-    do {
+    do { /* once, but for sums over more words than are turned at once */
         deep = a_step == 1 ? k : least(TURNED_WORDS, k - from);
         for (int64_t i = 0; i < m; i += EDGE) {
             const int64_t rows = least(EDGE, m - i);

@@ -58,7 +58,8 @@ void norm_backward(const element *grad, const element *more, const element *s, c
 #ifdef PAIRS
 
 /* x times a polynomial of x^2: least errors from -BEYOND to BEYOND, of Phi(x) - 1/2 below 2e-5 and of Phi(x) +
-   x phi(x) - 1/2 below 2e-4, a tenth of what bfloat16 rounds off. Beyond them, both are 1/2 of x's sign. */
+   x phi(x) - 1/2 below 2e-4, a tenth of what bfloat16 rounds off
+   around 1. Beyond them, both are 1/2 of x's sign. */
 #define BEYOND 4.25f
 #define POWERS 9
 static const float of_share[POWERS] = {3.989023394e-01f,  -6.634449277e-02f, 9.815972479e-03f,

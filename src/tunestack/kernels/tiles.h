@@ -1,7 +1,7 @@
 /* The processor's matrix unit for pairs (Intel's AMX), where there is one that the system lets this process use.
    Its registers, tiles, are matrices of up to 16 rows of 64 bytes. */
 
-#if defined(PAIRS) && defined(__AMX_BF16__) && defined(__linux__)
+#if defined(PAIRS) && defined(__AMX_BF16__) && defined(__AVX512F__) && defined(__linux__)
 #define HAS_TILES
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -26,5 +26,11 @@ INLINE tile_shapes whole_tiles(void) {
     tile_shapes shapes = {.palette = 1};
     for (int i = 0; i < 8; i++) shapes.row_bytes[i] = 4 * EDGE, shapes.rows[i] = EDGE;
     return shapes;
+}
+
+/* Some compilers do not know that the instruction reads all of the shapes: whatever is written is, before it. */
+INLINE void load_shapes(const tile_shapes *shapes) {
+    __asm__ volatile("" ::"r"(shapes) : "memory");
+    _tile_loadconfig(shapes);
 }
 #endif

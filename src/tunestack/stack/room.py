@@ -81,7 +81,7 @@ class Room:
         return next(reversed(self._each), 0)
 
     def note(self, time: float) -> None:
-        """Learn from a step of all slots: have more of them, or decide. time: of a slot's step, of what it
+        """Learn from a step of all slots: have more of them, or decide. time: of a slot's step, of what
         it takes with the number before; at first, anything.
         """
         before = list(self._each.values())
@@ -90,7 +90,7 @@ class Room:
         more = min(GROWTH * self.slots, self.most, self.slots + self._fitting())
         if each > fastest * (1 + LOSS) or more < min(1.5 * self.slots, self.most) or more == self.slots:
             self.decided = True
-            self.slots = max(slots for slots, time in self._each.items() if time <= fastest * (1 + ALIKE))
+            self.slots = max(count for count, found in self._each.items() if found <= fastest * (1 + ALIKE))
         else:
             self.slots = more
 
