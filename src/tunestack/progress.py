@@ -149,7 +149,7 @@ class Display:
 
     def _render(self) -> RenderableType:
         now = time.monotonic()
-        table = Table(box=None, padding=(0, 2), header_style="dim")
+        table = Table(box=None, padding=(0, 1), header_style="dim")
         for title in ("trial", "progress", "epoch", "loss", f"best {self.metric}", "curve", "left"):
             left = title in ("trial", "progress", "curve")
             table.add_column(title, justify="left" if left else "right", no_wrap=True)

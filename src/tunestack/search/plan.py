@@ -137,7 +137,8 @@ def notes(space: Space) -> tuple[str, ...]:
     if size is not None and size > config.trials and config.sampler == "grid":
         found.append(f"{config.trials} of the {size} points of the grid are tried, chosen at random.")
     if config.pruner != "none" and space.most_evaluations == 1:
-        found.append("Trials are evaluated once, at their end: none can be stopped early.")
+        more = "more `epochs`, or `evaluations_per_epoch` under `training` in a file, would change that"
+        found.append(f"Trials are evaluated once, at their end: none can be stopped early; {more}.")
     if config.slots is not None and config.slots > 2 * _round(space) and learns(space):
         who = config.sampler if config.sampler in LEARNING and not space.listed else f"the {config.pruner}"
         found.append(
