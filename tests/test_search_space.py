@@ -483,6 +483,15 @@ def test_numbers_may_be_written_as_texts_as_in_training(values: dict[str, Any]) 
     assert plan.candidate(suggestion, "trial-0").training.epochs == 3
 
 
+@pytest.mark.parametrize(("searched", "told"), [([1, 2], r"\[1, 2\]"), ({"min": 1, "max": 4}, "1 to 4")])
+def test_what_may_not_be_searched_is_told_as_it_was_written(
+    values: dict[str, Any], searched: Any, told: str
+) -> None:
+    values |= {"search": {"evaluations_per_epoch": searched}}
+    with pytest.raises(UserError, match=rf"found:\s+{told}\s"):
+        planned(values)
+
+
 def test_a_sweep_that_does_less_than_its_settings_say_tells_so(values: dict[str, Any]) -> None:
     values |= {"search": {}, "training": {"epochs": 1}}
     assert [note.split(":")[0] for note in planned(values).notes] == [

@@ -56,6 +56,9 @@ class Dimension(Settings):
     step: Number = None
     """Search min, min + step, ... up to max at most."""
 
+    def __str__(self) -> str:
+        return str(self.values) if self.values is not None else f"{self.min} to {self.max}"
+
     @model_validator(mode="before")
     @classmethod
     def _bare_list(cls, value: Any) -> Any:

@@ -263,7 +263,7 @@ def _check_rungs(config: SweepConfig, problems: Problems) -> None:
             problems.add(
                 f"{place}.{RUNGS}",
                 expected="one number for all trials",
-                found=repr(fields[RUNGS]),
+                found=str(fields[RUNGS]),
                 fix=f"Write it under `training`, beside `methods`: training: {{{RUNGS}: 2}}.",
             )
 
