@@ -15,6 +15,7 @@ from tunestack.results import (
     Results,
     SearchSummary,
     SearchTrial,
+    Span,
     Verdict,
 )
 
@@ -41,14 +42,11 @@ def sample_sweep(trials: int = 32, slots: int = 4, *, confirmed: bool = False, s
             method=parameters["method"],
             parameters=parameters,
             state="complete",
-            began=free[slot] + 0.2,
-            slot=slot,
         )
+        began = free[slot] + 0.2
         if number == 5:  # never trained
             failure = "r=32 does not fit the base: expected at most 24"
-            found.append(
-                trial.model_copy(update={"state": "failed", "failure": failure, "began": None, "slot": None})
-            )
+            found.append(trial.model_copy(update={"state": "failed", "failure": failure}))
             continue
         candidate = _trained(trial.name, parameters, skill, split, generator)
         value = candidate.validation["f1"].mean
@@ -63,7 +61,8 @@ def sample_sweep(trials: int = 32, slots: int = 4, *, confirmed: bool = False, s
         else:
             candidates.append(candidate)
         seconds = 11.0 * len(update["curve"]) * (1 + 0.1 * generator.uniform())
-        update["ended"] = free[slot] = trial.began + seconds
+        free[slot] = began + seconds
+        update["spans"] = [Span(slot=slot, began=began, ended=free[slot])]
         found.append(trial.model_copy(update=update))
     return _results(found, candidates, confirmed)
 

@@ -75,6 +75,16 @@ def test_help_is_quick_and_needs_no_torch() -> None:
     assert seconds < 1.0
 
 
+def test_settings_that_lack_something_are_refused_without_what_training_needs() -> None:
+    out, _ = _fresh(
+        "import sys\nsys.argv = ['tunestack', 'sweep', 'tweets.csv', '--slots', '0']\n"
+        "sys.stderr = sys.stdout\nfrom tunestack.cli import main\n"
+        f"try: main()\nexcept SystemExit: print([name for name in {HEAVY[:5]} if name in sys.modules])"
+    )
+    assert "3 problems" in out  # no base, no method, no slots
+    assert out.strip().endswith("[]")
+
+
 def test_the_function_is_there_whatever_was_imported_before() -> None:
     code = "import tunestack.comparison.verdict, tunestack\ntry: tunestack.compare('none.yaml')\n"
     out, _ = _fresh(code + "except tunestack.UserError as error: print(error)")
@@ -560,7 +570,11 @@ def test_the_display_counts_on_from_what_it_is_told(monkeypatch: pytest.MonkeyPa
     assert shown(*trial("a", "failed"), told) == (
         "14 of 30 trials done · 1 failed · 4.0 trials a minute · 4:00 left"
     )
+    half = Event("started", "half", 1, 4), Event("step", "half", 3, 4)  # of which a quarter was done before
+    assert shown(*half) == "14 of 30 trials done · 1 failed · 4.5 trials a minute · 3:23 left"
     now += 500
+    all_done = Event("finished", "half"), Event("counted", "", 30, 30)
+    assert shown(*all_done) == "30 of 30 trials done"
     again = Event("counted", "", 0, 15, message="training the best 3 again")
     assert shown(again) == "0 of 15 trials done · training the best 3 again"
     done_before = Event("finished", "b.seed-1")

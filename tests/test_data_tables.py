@@ -217,10 +217,13 @@ def test_other_encodings_are_located(tmp_path: Path, ending: str) -> None:
     assert "UTF-16" in problems_of(path)[-1]
 
 
-def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
+def test_missing_file_names_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tweets.csv").write_text("text\na\n")
     assert "Did you mean 'tweets.csv'?" in problems_of(tmp_path / "tweet.csv")[0]
-    assert "no data files" in problems_of(tmp_path / "absent" / "tweet.csv")[0]
+    assert f"There is no folder {tmp_path / 'absent'}." in problems_of(tmp_path / "absent" / "tweet.csv")[0]
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert f"There are no data files in {tmp_path / 'empty'}." in problems_of(Path("tweet.csv"))[0]
     assert "a folder" in problems_of(tmp_path)[0]
 
 

@@ -241,12 +241,30 @@ def test_markdown_holds_the_numbers_of_the_results(tmp_path: Path) -> None:
         cells = dict(zip(heads, row))
         candidate = next(c for c in results.candidates if c.name == cells["candidate"])
         summary = candidate.validation["f1"]
+        spread = f" ± {summary.std:.3f}" if summary.std else ""
         assert cells["F1, validation"] == (
-            f"{summary.mean:.3f} ± {summary.std:.3f} "
-            f"\\[{summary.interval.low:.3f}, {summary.interval.high:.3f}\\]"
+            f"{summary.mean:.3f}{spread} \\[{summary.interval.low:.3f}, {summary.interval.high:.3f}\\]"
         )
         assert cells["Accuracy"] == f"{candidate.validation['accuracy'].mean:.3f}"
         assert cells["F1, test"].startswith(f"{candidate.test['f1'].mean:.3f} ")
+
+
+def test_of_a_single_seed_nothing_is_said_about_seeds(tmp_path: Path) -> None:
+    results = sample_results(seeds=(1,))
+    first, *others = results.candidates
+    unset = {**first.hyperparameters, "early_stopping_patience": None, "target_modules": ["query", "value"]}
+    results = results.model_copy(
+        update={"candidates": [first.model_copy(update={"hyperparameters": unset}), *others]}
+    )
+    write_leaderboard(results, tmp_path / "leaderboard.md")
+    for text in ((tmp_path / "leaderboard.md").read_text(encoding="utf-8"), page(results, tmp_path).text):
+        assert "±" not in text
+        assert "very seed" not in text
+        assert "over seeds" not in text
+    text = page(results, tmp_path).text
+    assert re.search(r"early_stopping_patience\s*none", text)
+    assert "query, value" in text
+    assert "every seed" in page(sample_results(), tmp_path).text
 
 
 def test_failures_are_named_with_their_reason(tmp_path: Path) -> None:

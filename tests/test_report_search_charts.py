@@ -22,7 +22,7 @@ from tunestack.report.search_plots import (
     trial_curves,
 )
 from tunestack.report.trials import TrialRow, log_searched, parameter_names, trial_rows
-from tunestack.results import Results, SearchSummary, SearchTrial
+from tunestack.results import Results, SearchSummary, SearchTrial, Span
 
 
 @pytest.fixture(scope="module")
@@ -168,27 +168,27 @@ def test_curves_end_where_their_trials_were_stopped(rows: list[TrialRow]) -> Non
 
 def test_bars_of_a_slot_do_not_overlap_and_match_the_times(rows: list[TrialRow]) -> None:
     chart = occupancy(rows)
-    timed = [row.trial for row in rows if row.trial.slot is not None]
-    start, end = min(trial.began for trial in timed), max(trial.ended for trial in timed)
+    timed = [span for row in rows for span in row.trial.spans]
+    start, end = min(span.began for span in timed), max(span.ended for span in timed)
     assert [slot.slot for slot in chart.slots] == [0, 1, 2, 3]
     assert sum(len(slot.bars) for slot in chart.slots) == len(timed) == 31
     for slot in chart.slots:
         ends = 0.0
         for bar in slot.bars:
-            trial = bar.row.trial
-            assert trial.slot == slot.slot
-            assert bar.left == pytest.approx(100 * (trial.began - start) / (end - start), abs=0.001)
-            assert bar.width == pytest.approx(100 * (trial.ended - trial.began) / (end - start), abs=0.002)
+            (span,) = bar.row.trial.spans
+            assert span.slot == slot.slot
+            assert bar.left == pytest.approx(100 * (span.began - start) / (end - start), abs=0.001)
+            assert bar.width == pytest.approx(100 * (span.ended - span.began) / (end - start), abs=0.002)
             assert bar.left >= ends - 0.002
             ends = bar.left + bar.width
-    busy = sum(trial.ended - trial.began for trial in timed) / (4 * (end - start))
+    busy = sum(span.ended - span.began for span in timed) / (4 * (end - start))
     assert chart.busy == pytest.approx(busy)
 
 
 def timed_trial(number: int, slot: int, began: float, ended: float) -> SearchTrial:
     return SearchTrial(
         number=number, name=f"trial-{number}", method="lora", parameters={}, state="complete", value=0.5,
-        slot=slot, began=began, ended=ended,
+        spans=[Span(slot=slot, began=began, ended=ended)],
     )  # fmt: skip
 
 
@@ -200,6 +200,18 @@ def test_a_night_between_two_runs_is_cut_out_and_said() -> None:
     bars = {bar.row.trial.number: (bar.left, bar.width) for slot in chart.slots for bar in slot.bars}
     assert bars == {0: (0, 50), 1: (0, 45), 2: (50, 50)}
     assert chart.span == "3 min 20 s"
+    assert chart.busy == pytest.approx(290 / 400)
+
+
+def test_what_trained_before_a_stop_has_a_bar_of_its_own() -> None:
+    first = timed_trial(0, 0, 0, 100)
+    both = [timed_trial(1, 1, 0, 90).spans[0], Span(slot=0, began=200, ended=300)]
+    resumed = timed_trial(1, 1, 0, 0).model_copy(update={"spans": both})
+    chart = occupancy(trial_rows(with_trials([first, resumed])))
+    bars = [
+        (slot.slot, bar.row.trial.number, bar.left, bar.width) for slot in chart.slots for bar in slot.bars
+    ]
+    assert bars == [(0, 0, 0, 50), (0, 1, 50, 50), (1, 1, 0, 45)]
     assert chart.busy == pytest.approx(290 / 400)
 
 

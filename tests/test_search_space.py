@@ -180,6 +180,21 @@ def test_ranges_that_make_no_sense_are_refused(written: Any, expected: str) -> N
     assert expected in problem.expected
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_only_range_is_told_of_once_where_it_makes_no_sense(tiny_data: Path, shared: bool) -> None:
+    """And not that nothing is searched, which is so for want of it alone."""
+    ranges = {"search": {"r": {"min": 3, "max": 1}}}
+    values = {
+        "data": {"train": str(tiny_data / "train.csv")},
+        "base": str(tiny_data / "saved-bert"),
+        "methods": [{"method": "lora", **({} if shared else ranges)}],
+        **(ranges if shared else {}),
+    }
+    with pytest.raises(UserError) as caught:
+        checked(SweepConfig, values, make_plan)
+    assert list(problems_of(caught)) == ["search.r" if shared else "methods.0.search.r"]
+
+
 # Spaces
 
 TWO = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -93,10 +94,9 @@ def test_a_sweep_trains_what_it_says_and_feeds_a_comparison(tiny_data: Path, tmp
         assert set(trial.parameters) == set(SEARCH)
         assert trial.value == max(point.metrics["accuracy"] for point in trial.curve)
         assert len(trial.curve) == 3
-        assert trial.slot in (0, 1, 2)
-        assert trial.began is not None
-        assert trial.ended is not None
-        assert trial.began < trial.ended
+        (span,) = trial.spans
+        assert span.slot in (0, 1, 2)
+        assert span.began < span.ended
         saved = json.loads(
             (tmp_path / f"run/candidates/{trial.name}/seed-0/adapter/adapter_config.json").read_text()
         )
@@ -151,6 +151,27 @@ def test_a_resumed_sweep_has_no_more_trials_and_another_space_is_refused(
 
 
 @pytest.mark.parametrize("rungs", [1, 2])
+def test_what_was_trained_before_an_interruption_is_kept_with_its_times(
+    tiny_data: Path, tmp_path: Path
+) -> None:
+    values = settings(tiny_data, tmp_path / "run", trials=3, pruner="none")
+
+    def interrupt(event: Event) -> None:
+        if event.kind == "step" and event.key == "trial-1.seed-0" and event.epoch > 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(validated(SweepConfig, values), interrupt)
+    stopped = time.time()
+    search = sweep({**values, "slots": 1}).search
+    assert search is not None
+    for trial in search.trials:
+        before, after = trial.spans
+        assert before.began < before.ended <= stopped < after.began < after.ended
+        assert before.slot == trial.number  # side by side
+        assert after.slot == 0  # and then one after the other
+
+
 def test_pruned_trials_end_early_and_their_slots_are_filled(
     tiny_data: Path, tmp_path: Path, rungs: int
 ) -> None:

@@ -150,9 +150,11 @@ def comparison(values: Mapping[str, Any]) -> CompareConfig:
 
         return make_plan(config)
 
+    config = checked(CompareConfig, values, plan)
+
     from tunestack.comparison.plan import with_metric
 
-    return with_metric(checked(CompareConfig, values, plan))
+    return with_metric(config)
 
 
 def sweep(
@@ -228,20 +230,34 @@ def sweep_settings(source: str, given: Mapping[str, Any]) -> tuple[SweepConfig, 
 
     Raises UserError with everything that is wrong, data and base included.
     """
-    from tunestack.comparison.plan import with_metric
     from tunestack.search.config import SweepConfig
-    from tunestack.search.plan import make_plan
-    from tunestack.search.wandb_file import is_wandb_file, read_wandb_file
+
+    def plan(config: SweepConfig) -> object:
+        from tunestack.search.plan import make_plan
+
+        return make_plan(config)
 
     values = read_source(source, given)
     if isinstance(values.get("base"), str):  # so that a field of the base alone can be given on top
         values["base"] = {"model": values["base"]}
-    notes: tuple[str, ...] = ()
-    if is_wandb_file(values):
-        settings, notes = read_wandb_file(values, given)
-    else:
-        settings = overlay(values, given)
-    return with_metric(checked(SweepConfig, settings, make_plan)), notes
+    settings, notes = _sweep_values(values, given)
+    config = checked(SweepConfig, settings, plan)
+
+    from tunestack.comparison.plan import with_metric
+
+    return with_metric(config), notes
+
+
+def _sweep_values(
+    values: Mapping[str, Any], given: Mapping[str, Any]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """A sweep's settings with what is given on top, and what in a file of W&B has no effect."""
+    if "method" in values:
+        from tunestack.search.wandb_file import is_wandb_file, read_wandb_file
+
+        if is_wandb_file(values):
+            return read_wandb_file(values, given)
+    return overlay(values, given), ()
 
 
 def describe(source: str | Path | DataConfig, *, bases: Sequence[str] = (), **data: Any) -> Description:

@@ -11,6 +11,9 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
+MANY = 20
+"""Known names; of more than these nobody wants to read, who has only misspelt one."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -91,12 +94,14 @@ class Problems:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Name the nearest known names, or all of them when none is near.
+    """Name the nearest known names, and all of them unless these are many and one is near.
 
     >>> did_you_mean("texts", ["text", "target"])
     "Did you mean 'text'? Known: target, text."
     >>> did_you_mean("lr", ["learning_rate", "r"])
     "Did you mean 'learning_rate'? Known: learning_rate, r."
+    >>> did_you_mean("f99", [f"f{number}" for number in range(99)])
+    "Did you mean 'f98' or 'f97'?"
     """
     names = sorted(set(known))
     if not names:
@@ -104,8 +109,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     short = [other for other in names if name and name.lower() in _short(other)]
     near = short[:2] or difflib.get_close_matches(name, names, n=2, cutoff=0.6)
     near.sort(key=lambda other: sorted(other) != sorted(name))  # letters that changed places come first
-    hint = "Did you mean " + " or ".join(repr(candidate) for candidate in near) + "? " if near else ""
-    return f"{hint}Known: {', '.join(names)}."
+    hint = "Did you mean " + " or ".join(repr(candidate) for candidate in near) + "?" if near else ""
+    told = f"Known: {', '.join(names)}." if len(names) <= MANY or not near else ""
+    return " ".join(filter(None, [hint, told]))
 
 
 def _short(name: str) -> set[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 
@@ -38,6 +38,16 @@ class _Row:
     best: tuple[str, float] | None = None
     curve: list[float] = field(default_factory=list)
 
+    @property
+    def share(self) -> float:
+        """How much of it is done."""
+        return self.step / self.steps if self.steps else 0.0
+
+    @property
+    def share_here(self) -> float:
+        """How much of it was done since it began here."""
+        return (self.step - self.first_step) / self.steps if self.steps else 0.0
+
     def left(self, now: float) -> str:
         """Time left, from the pace since it began here."""
         done = self.step - self.first_step
@@ -70,15 +80,17 @@ class _Count:
             return _Count(time.monotonic(), event.step, event.steps, event.step, event.message)
         return replace(self, done=event.step, about=event.message)
 
-    def text(self, now: float) -> str:
-        """How far all of it is."""
+    def text(self, now: float, rows: Collection[_Row]) -> str:
+        """How far all of it is. rows: the trials in work, of which a part is done."""
         if self.of is None:
             return f"{self.done} done"
         parts = [f"{self.done} of {self.of} trials done", *filter(None, [self.about])]
-        if self.done > self.before and now > self.began:
-            pace = (self.done - self.before) / (now - self.began)
+        done_here = self.done - self.before + sum(row.share_here for row in rows)
+        left = self.of - self.done - sum(row.share for row in rows)
+        if done_here > 0 and left > 0 and now > self.began:
+            pace = done_here / (now - self.began)
             parts.append(f"{60 * pace:.1f} trials a minute")
-            parts.append(f"{_clock((self.of - self.done) / pace)} left")
+            parts.append(f"{_clock(left / pace)} left")
         return " · ".join(parts)
 
 
@@ -156,8 +168,7 @@ class Display:
         rows = list(self._rows.values())
         shown = rows[: max(1, self.console.height - AROUND)]
         for row in shown:
-            share = row.step / row.steps if row.steps else 0.0
-            filled = round(share * BAR)
+            filled = round(row.share * BAR)
             table.add_row(
                 row.key,
                 Text("━" * filled, style="cyan") + Text("━" * (BAR - filled), style="dim")
@@ -169,7 +180,7 @@ class Display:
                 sparkline(row.curve),
                 row.left(now),
             )
-        done = Text(self._count.text(now), style="dim", no_wrap=True, overflow="ellipsis")
+        done = Text(self._count.text(now, rows), style="dim", no_wrap=True, overflow="ellipsis")
         parts: list[RenderableType] = [table] if self._rows else []
         if len(rows) > len(shown):
             parts.append(Text(f"  and {len(rows) - len(shown)} more", style="dim"))

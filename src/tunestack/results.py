@@ -213,13 +213,22 @@ class HardExample(Record):
     predicted: str
 
 
+class Span(Record):
+    """A time in which one process trained a trial. began, ended: Unix time in seconds. slot: its place in the
+    stack there, from 0.
+    """
+
+    slot: int
+    began: float
+    ended: float
+
+
 class SearchTrial(Record):
     """One trial of a sweep.
 
     name: of its candidate, where it is complete. parameters: what was searched. value: the metric that the
-    search maximises, best of its evaluations; of a pruned trial the best that it had. began, ended: Unix time
-    in seconds, of the last process that ran it. slot: which place of the stack it had there, from 0; None
-    while it runs elsewhere, or if it never trained.
+    search maximises, best of its evaluations; of a pruned trial the best that it had. spans: when it trained,
+    of each process that it trained in; of one that runs, up to its last evaluation.
     """
 
     number: int
@@ -229,9 +238,7 @@ class SearchTrial(Record):
     state: Literal["running", "complete", "pruned", "failed"]
     value: float | None = None
     curve: list[CurvePoint] = []
-    began: float | None = None
-    ended: float | None = None
-    slot: int | None = None
+    spans: list[Span] = []
     failure: str | None = None
 
 

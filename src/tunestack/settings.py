@@ -69,10 +69,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         value = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # a SafeLoader
     except FileNotFoundError:
-        near = [file.name for file in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        raise UserError(
-            Problem(str(path), "a configuration file", "no such file", did_you_mean(path.name, near))
-        ) from None
+        folder = path.parent.resolve()
+        near = [file.name for file in folder.glob("*.y*ml")]
+        fix = did_you_mean(path.name, near) if near else f"There is no YAML file in {folder}."
+        raise UserError(Problem(str(path), "a configuration file", "no such file", fix)) from None
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
         found = " ".join(f"{error.problem} {error.context or ''}".split())
@@ -207,25 +207,31 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """The first settings in which two configurations differ, each with both values, and how many more do."""
     theirs, ours = _leaves(dict(there)), _leaves(dict(here))
     names = [name for name in dict.fromkeys([*ours, *theirs]) if theirs.get(name) != ours.get(name)]
-    told = [f"{name}: {_short(theirs.get(name))} there, {_short(ours.get(name))} here" for name in names]
+    told = [f"{name}: {_short(theirs, name)} there, {_short(ours, name)} here" for name in names]
     more = len(told) - MOST_DIFFERENCES
     return "; ".join(told[:MOST_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _leaves(value: Any, place: str = "") -> dict[str, Any]:
-    """Single settings by their places: {"methods.0.config.r": 8}."""
-    if not isinstance(value, dict | list) or not value:
+    """Single settings by their places: {"methods.0.config.r": 8}. A list of plain values is one of them."""
+    inner: dict[Any, Any] = {}
+    if isinstance(value, dict):
+        inner = value
+    elif isinstance(value, list) and any(isinstance(child, dict | list) for child in value):
+        inner = dict(enumerate(value))
+    if not inner:
         return {place: value}
-    inner = value.items() if isinstance(value, dict) else enumerate(value)
     return {
         name: leaf
-        for key, child in inner
+        for key, child in inner.items()
         for name, leaf in _leaves(child, f"{place}.{key}" if place else str(key)).items()
     }
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+def _short(settings: Mapping[str, Any], name: str) -> str:
+    if name not in settings:
+        return "nothing"
+    text = json.dumps(settings[name], ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -287,6 +293,8 @@ def _without(
             fields, depth = found
             fields.pop(place[depth], None)
             left_out.add(".".join(map(str, place[: depth + 1])))
+            if not fields:  # a mapping that is empty now was not so before
+                left_out.add(".".join(map(str, place[:depth])))
     return rest, left_out
 
 

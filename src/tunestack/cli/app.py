@@ -31,7 +31,7 @@ from tunestack.cli.options import (
 )
 from tunestack.cli.suite import SuiteData, SuiteName, SuiteTasks, compare_suite, with_suite
 from tunestack.cli.sweep import sweep
-from tunestack.cli.terminal import console, errors, say, told_to_users
+from tunestack.cli.terminal import console, errors, say, starting, told_to_users
 from tunestack.cli.trained import export, predict, report
 from tunestack.errors import Problem, UserError
 
@@ -189,11 +189,14 @@ def compare(
             if not compare_suite(values):
                 raise typer.Exit(1)
             return
-        config = comparison(values)
 
-        from tunestack.comparison.run import run_comparison
         from tunestack.progress import Display
         from tunestack.report.leaderboard import render_terminal
+
+        with starting():
+            config = comparison(values)
+
+            from tunestack.comparison.run import run_comparison
 
         folder = Path(config.output)
         try:

@@ -25,7 +25,7 @@ from tunestack.cli.options import (
     TrainSize,
     Validation,
 )
-from tunestack.cli.terminal import console, errors, say, told_to_users
+from tunestack.cli.terminal import console, errors, say, starting, told_to_users
 from tunestack.errors import Problem, Problems, UserError
 
 
@@ -177,17 +177,17 @@ def sweep(
     }
     with told_to_users():
         from tunestack.api import sweep_settings
-
-        flags["search"] = searched(search or [])
-        config, notes = sweep_settings(source, flags)
-        for note in notes:
-            say(errors, note)
-
         from tunestack.progress import Display
         from tunestack.report.leaderboard import render_terminal
         from tunestack.results import Results
-        from tunestack.search.run import run_sweep
 
+        flags["search"] = searched(search or [])
+        with starting():
+            config, notes = sweep_settings(source, flags)
+
+            from tunestack.search.run import run_sweep
+        for note in notes:
+            say(errors, note)
         folder = Path(config.output)
         try:
             with Display(errors, config.metric) as display:

@@ -33,6 +33,11 @@ def told_to_users() -> Iterator[None]:
         raise typer.Exit(2) from None
 
 
+def starting() -> contextlib.AbstractContextManager[object]:
+    """A sign of life while what is needed is imported, which takes seconds; for a terminal alone."""
+    return errors.status("Starting") if errors.is_terminal else contextlib.nullcontext()
+
+
 def say(where: Console, text: str) -> None:
     """Print a line as it is: paths may hold what rich takes for markup, and are copied from the terminal."""
     where.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -82,9 +82,13 @@ def _reader(path: Path, header: Sequence[str] | None) -> Reader:
     if path.is_dir():
         problems.add(str(path), expected="a file", found="a folder", fix="Name a file in it.")
     elif not path.exists():
-        near = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+        folder = path.parent.resolve()  # whole, as a relative name may have been looked for in a wrong place
+        near = [file.name for file in folder.iterdir()] if folder.is_dir() else []
         near = [name for name in near if Path(name).suffix.lower() in _READERS]
-        fix = did_you_mean(path.name, near) if near else f"There are no data files in {path.parent}."
+        nothing = (
+            f"There are no data files in {folder}." if folder.is_dir() else f"There is no folder {folder}."
+        )
+        fix = did_you_mean(path.name, near) if near else nothing
         problems.add(str(path), expected="a file", found="nothing of this name", fix=fix)
     elif reader is None:
         found = repr(path.suffix) if path.suffix else "none"

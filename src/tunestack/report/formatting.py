@@ -47,6 +47,15 @@ def score(value: float | None) -> str:
     return MISSING if value is None else f"{_no_negative_zero(value, 3):.3f}".replace("-", MINUS)
 
 
+def spread(std: float) -> str:
+    """A standard deviation behind its mean; empty where nothing is spread: of one seed, for instance.
+
+    >>> spread(0.0041), spread(0.0)
+    (' ± 0.004', '')
+    """
+    return f" ± {score(std)}" if std else ""
+
+
 def signed(value: float) -> str:
     """A difference of metrics, with its sign.
 

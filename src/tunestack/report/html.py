@@ -28,6 +28,7 @@ from tunestack.report.standings import (
     entry_named,
     has_test,
     level,
+    several_seeds,
     side_metrics,
     standings,
 )
@@ -82,6 +83,7 @@ def render_html(results: Results, folder: Path) -> str:
         level=level(entries),
         sides=side_metrics(results)[:1],
         has_test=has_test(results),
+        several_seeds=several_seeds(entries),
         sets=set_table(results, entries),
         sweep=sweep_view(results),
         confirmed=_confirmed(results, folder),

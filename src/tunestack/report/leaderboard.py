@@ -14,7 +14,15 @@ from rich.text import Text
 from tunestack.files import write_text
 from tunestack.report import formatting
 from tunestack.report.sets import SetRow, set_table
-from tunestack.report.standings import Entry, cost_columns, has_test, level, side_metrics, standings
+from tunestack.report.standings import (
+    Entry,
+    cost_columns,
+    has_test,
+    level,
+    several_seeds,
+    side_metrics,
+    standings,
+)
 from tunestack.report.trials import TrialRow, caution, state_counts, trial_rows
 from tunestack.results import Results, SearchSummary
 
@@ -93,9 +101,10 @@ def _markdown_table(results: Results, entries: list[Entry]) -> list[str]:
         cells += [_test_cell(entry)] * test
         cells += [column.text(column.value(candidate.costs)) for column in costs]
         lines.append([escaped(cell) for cell in cells])
+    over_seeds = "mean ± standard deviation over seeds, " if several_seeds(entries) else ""
     note = (
-        f"Scores: mean ± standard deviation over seeds, [{level(entries)} interval]. Differences: candidate "
-        "minus best, paired on the same validation examples, p corrected for their number (Holm)."
+        f"Scores: {over_seeds}[{level(entries)} interval]. Differences: candidate minus best, paired on the "
+        "same validation examples, p corrected for their number (Holm)."
     )
     if costs:
         note += " Costs: one run of that candidate alone; speed in texts answered."
@@ -170,8 +179,8 @@ def _score_cell(entry: Entry) -> str:
     if entry.score is None:
         return "failed"
     score = entry.score
-    spread = f"{formatting.score(score.mean)} ± {formatting.score(score.std)}"
-    return f"{spread} {formatting.interval(score.interval)}"
+    mean = f"{formatting.score(score.mean)}{formatting.spread(score.std)}"
+    return f"{mean} {formatting.interval(score.interval)}"
 
 
 def _test_cell(entry: Entry) -> str:

@@ -8,16 +8,19 @@ from dataclasses import dataclass
 from tunestack.report import formatting
 from tunestack.report.scales import Tick, clock_ticks
 from tunestack.report.trials import TrialRow
+from tunestack.results import Span
 
 LONG_PAUSE = 0.1
 """A time when nothing ran is cut out where it is longer than this share of the time when something did."""
 
-Span = tuple[float, float]
+Times = tuple[float, float]
+"""Of something: its begin and its end."""
+Timed = tuple[Span, TrialRow]
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A trial in its slot."""
+    """A trial in its slot, as long as one process trained it."""
 
     row: TrialRow
     left: float
@@ -57,12 +60,13 @@ def occupancy(rows: Sequence[TrialRow]) -> Occupancy | None:
 
     Slots of the same number in several processes have rows of their own.
     """
-    timed = [(row, span) for row in rows if row.trial.slot is not None and (span := _span(row))]
-    timed.sort(key=lambda pair: pair[1])
+    timed: list[Timed] = [(span, row) for row in rows for span in row.trial.spans]
+    timed.sort(key=lambda pair: _times(pair[0]))
     if not timed:
         return None
-    pauses = _pauses([span for _, span in timed])
-    start, end = timed[0][1][0], max(span[1] for _, span in timed)
+    times = [_times(span) for span, _ in timed]
+    pauses = _pauses(times)
+    start, end = times[0][0], max(ended for _, ended in times)
 
     def elapsed(moment: float) -> float:
         cut = sum(min(max(moment - low, 0.0), high - low) for low, high in pauses)
@@ -73,16 +77,16 @@ def occupancy(rows: Sequence[TrialRow]) -> Occupancy | None:
     def place(moment: float) -> float:
         return round(100 * elapsed(moment) / total, 3)
 
+    def bar(span: Span, row: TrialRow) -> Bar:
+        left = place(span.began)
+        return Bar(row, left, round(place(span.ended) - left, 3))
+
     slots = [
-        SlotRow(
-            slot,
-            again,
-            [Bar(row, place(began), round(place(ended) - place(began), 3)) for row, (began, ended) in taken],
-        )
-        for slot in sorted({row.trial.slot for row, _ in timed if row.trial.slot is not None})
-        for again, taken in enumerate(_apart([pair for pair in timed if pair[0].trial.slot == slot]))
+        SlotRow(slot, again, [bar(span, row) for span, row in taken])
+        for slot in sorted({span.slot for span, _ in timed})
+        for again, taken in enumerate(_apart([pair for pair in timed if pair[0].slot == slot]))
     ]
-    trained = sum(ended - began for _, (began, ended) in timed)
+    trained = sum(ended - began for began, ended in times)
     return Occupancy(
         slots=slots,
         ticks=clock_ticks(total, formatting.duration),
@@ -92,19 +96,18 @@ def occupancy(rows: Sequence[TrialRow]) -> Occupancy | None:
     )
 
 
-def _span(row: TrialRow) -> Span | None:
-    began, ended = row.trial.began, row.trial.ended
-    return None if began is None or ended is None or ended < began else (began, ended)
+def _times(span: Span) -> Times:
+    return span.began, span.ended
 
 
-def _pauses(spans: Sequence[Span]) -> list[Span]:
+def _pauses(spans: Sequence[Times]) -> list[Times]:
     """Long times when nothing ran: a stopped sweep may have been resumed the next day. `spans` by start."""
     gaps = list(_gaps(spans))
     ran = max(end for _, end in spans) - spans[0][0] - sum(high - low for low, high in gaps)
     return [(low, high) for low, high in gaps if high - low > LONG_PAUSE * ran]
 
 
-def _gaps(spans: Sequence[Span]) -> Iterator[Span]:
+def _gaps(spans: Sequence[Times]) -> Iterator[Times]:
     reached = spans[0][1]
     for began, ended in spans:
         if began > reached:
@@ -112,13 +115,13 @@ def _gaps(spans: Sequence[Span]) -> Iterator[Span]:
         reached = max(reached, ended)
 
 
-def _apart(timed: Sequence[tuple[TrialRow, Span]]) -> list[list[tuple[TrialRow, Span]]]:
-    """The trials of one slot in rows where none overlaps another: one row for each process."""
-    lanes: list[list[tuple[TrialRow, Span]]] = []
-    for row, (began, ended) in timed:
-        free = next((lane for lane in lanes if lane[-1][1][1] <= began), None)
+def _apart(timed: Sequence[Timed]) -> list[list[Timed]]:
+    """The spans of one slot in rows where none overlaps another: one row for each process."""
+    lanes: list[list[Timed]] = []
+    for span, row in timed:
+        free = next((lane for lane in lanes if lane[-1][0].ended <= span.began), None)
         if free is None:
             free = []
             lanes.append(free)
-        free.append((row, (began, ended)))
+        free.append((span, row))
     return lanes

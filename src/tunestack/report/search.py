@@ -136,9 +136,10 @@ def _saved(search: SearchSummary) -> str:
     pruned = [trial.curve[-1].epoch for trial in search.trials if trial.state == "pruned" and trial.curve]
     if not pruned:
         return "No trial was pruned."
-    average = sum(pruned) / len(pruned)
+    average = f"{sum(pruned) / len(pruned):.2g}"
     stopped = formatting.count(len(pruned), "trial")
     return (
-        f"{stopped} {'was' if len(pruned) == 1 else 'were'} pruned, after {average:.2g} epochs on average; "
+        f"{stopped} {'was' if len(pruned) == 1 else 'were'} pruned, after {average} "
+        f"epoch{'' if average == '1' else 's'} on average; "
         f"the longest trained for {max(epochs):g}."
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -117,7 +117,7 @@ def standings(results: Results) -> list[Entry]:
     ]
 
 
-def entry_named(entries: list[Entry], name: str | None) -> Entry | None:
+def entry_named(entries: Sequence[Entry], name: str | None) -> Entry | None:
     """The entry of that name, if there is one."""
     return next((entry for entry in entries if entry.name == name), None)
 
@@ -132,6 +132,11 @@ def cost_columns(results: Results) -> list[CostColumn]:
     """The costs that were measured of at least one candidate."""
     costs = [candidate.costs for candidate in results.candidates]
     return [column for column in COST_COLUMNS if any(column.value(cost) is not None for cost in costs)]
+
+
+def several_seeds(entries: Sequence[Entry]) -> bool:
+    """Whether any candidate was trained with more than one seed: else there is nothing to speak of seeds."""
+    return any(len(entry.candidate.seeds) > 1 for entry in entries)
 
 
 def has_test(results: Results) -> bool:

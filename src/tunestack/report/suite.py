@@ -118,8 +118,7 @@ def render_suite(results: SuiteResults) -> RenderableType:
 
 
 def _shown(text: str, mean: Summary, best: bool) -> Shown:
-    spread = f"± {formatting.score(mean.std)}" if mean.std else ""
-    return Shown(text, formatting.interval(mean.interval), spread, best)
+    return Shown(text, formatting.interval(mean.interval), formatting.spread(mean.std).strip(), best)
 
 
 def _scores(cell: SuiteCell) -> str:

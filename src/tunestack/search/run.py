@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +26,7 @@ from tunestack.search.config import SweepConfig
 from tunestack.search.plan import SweepPlan, make_plan
 from tunestack.search.space import Suggestion
 from tunestack.search.study import Study
+from tunestack.search.timeline import Timeline, read_spans
 from tunestack.settings import to_yaml, validated
 from tunestack.stack.events import Event, Notify
 from tunestack.stack.loop import train
@@ -72,6 +72,7 @@ def _conclude(
     """Write what came out; confirm the best where that is wanted, and write it again."""
     running = sum(record.state == "running" for record in records)  # by other processes
     best = ranked(records)[: plan.config.confirm]
+    notify(Event("measuring", "", message="Writing the results and the report"))
     results = _write(plan, folder, study, records, None)
     if running and plan.config.confirm:
         message = f"Not confirmed yet: others still train {running} of the trials. The last to end confirms."
@@ -237,8 +238,8 @@ def name_of(number: int) -> str:
 class _Sweep:
     """One process at work on a sweep.
 
-    running: what this process trains, by the trials' keys. places: which of its slots they have. tracking:
-    who is told of it. tracked: what of.
+    running: what this process trains, by the trials' keys; timeline: since when and where. tracking: who is
+    told of it. tracked: what of.
     """
 
     plan: SweepPlan
@@ -247,8 +248,7 @@ class _Sweep:
     tracking: Tracking = field(init=False)
     tracked: dict[str, TrackedTrial] = field(default_factory=dict)
     running: dict[str, tuple[Suggestion, MethodCandidate]] = field(default_factory=dict)
-    places: dict[str, int] = field(default_factory=dict)
-    began: dict[str, float] = field(default_factory=dict)
+    timeline: Timeline = field(default_factory=Timeline)
 
     def train(self) -> None:
         """Train until the study has no more trials, nor those of processes that were killed meanwhile."""
@@ -256,8 +256,11 @@ class _Sweep:
         data = self.plan.data
         splits = {"train": data.train, "validation": data.validation}
         work = Workload(self.plan.base, self.plan.task, splits, self.plan.config.metric)
-        while self._round(work):
-            pass
+        try:
+            while self._round(work):
+                pass
+        finally:
+            self.timeline.stop()
 
     def _round(self, work: Workload) -> bool:
         """Train what there is, until what was put aside has had its turn; whether there was anything."""
@@ -307,12 +310,12 @@ class _Sweep:
             yield trial
 
     def told(self, event: Event) -> None:
-        """Keep account of the slots, and pass the event on."""
+        """Keep account of who trains when, and pass the event on."""
         if event.kind == "started":
-            self.places.pop(event.key, None)  # of one that starts again
-            taken = set(self.places.values())
-            self.places[event.key] = next(place for place in range(len(taken) + 1) if place not in taken)
-            self.began.setdefault(event.key, time.time())
+            suggestion, _ = self.running[event.key]
+            self.timeline.begin(event.key, self._folder(suggestion.number))
+        elif event.kind == "evaluated":
+            self.timeline.reach(event.key)
         self.tracking.notify(event)
 
     def prune(self, trial: Trial, point: CurvePoint, evaluations: int, ends: bool) -> bool:
@@ -339,20 +342,19 @@ class _Sweep:
         """Every trial of the study, those of other processes too."""
         found = []
         for point in self.study.trials():
-            path = self._path(point.number)
+            path = self._folder(point.number) / RECORD
             if point.state != "running" and path.exists():  # written before the study is told
-                found.append(SearchTrial.model_validate_json(path.read_text(encoding="utf-8")))
+                record = SearchTrial.model_validate_json(path.read_text(encoding="utf-8"))
             else:
-                found.append(
-                    SearchTrial(
-                        number=point.number,
-                        name=name_of(point.number),
-                        method=point.method,
-                        parameters=point.parameters,
-                        state=point.state,
-                        value=point.value,
-                    )
+                record = SearchTrial(
+                    number=point.number,
+                    name=name_of(point.number),
+                    method=point.method,
+                    parameters=point.parameters,
+                    state=point.state,
+                    value=point.value,
                 )
+            found.append(record.model_copy(update={"spans": read_spans(path.parent)}))
         return found
 
     def _record(
@@ -363,6 +365,7 @@ class _Sweep:
         failure: str | None,
         key: str,
     ) -> None:
+        self.timeline.end(key)
         values = [point.metrics[self.plan.config.metric] for point in curve]
         record = SearchTrial(
             number=suggestion.number,
@@ -372,14 +375,10 @@ class _Sweep:
             state=state,
             value=max(values, default=None),
             curve=list(curve),
-            began=self.began.get(key),
-            ended=time.time(),
-            slot=self.places.pop(key, None),
             failure=failure,
         )
-        path = self._path(suggestion.number)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, record.model_dump_json(indent=2))
+        own = record.model_dump_json(indent=2, exclude={"spans"})
+        write_text(self._folder(suggestion.number) / RECORD, own)
 
     def _tell(self, number: int, result: SeedResult) -> None:
         if result.validation is not None:
@@ -399,5 +398,5 @@ class _Sweep:
         done = len(trials) - states["running"]
         self.tracking.notify(Event("counted", "", done, total, message=" · ".join(about)))
 
-    def _path(self, number: int) -> Path:
-        return self.folder.path / "candidates" / name_of(number) / RECORD
+    def _folder(self, number: int) -> Path:
+        return self.folder.path / "candidates" / name_of(number)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tunestack.results import CurvePoint
-from tunestack.stack.slot import Slot
+
+if TYPE_CHECKING:
+    from tunestack.stack.slot import Slot
 
 
 @dataclass(frozen=True)
