@@ -573,6 +573,12 @@ def test_the_display_counts_on_from_what_it_is_told(monkeypatch: pytest.MonkeyPa
     half = Event("started", "half", 1, 4), Event("step", "half", 3, 4)  # of which a quarter was done before
     assert shown(*half) == "14 of 30 trials done · 1 failed · 4.5 trials a minute · 3:23 left"
     now += 500
+    more = Event("counted", "", 14, 31, message="more trials")
+    assert shown(more) == "14 of 31 trials done · more trials"  # what was done before is no part of the pace
+    now += 3600
+    assert shown(Event("step", "half", 4, 4)) == (
+        "14 of 31 trials done · more trials · 0.2 trials an hour · 64:00:00 left"
+    )
     all_done = Event("finished", "half"), Event("counted", "", 30, 30)
     assert shown(*all_done) == "30 of 30 trials done"
     again = Event("counted", "", 0, 15, message="training the best 3 again")

@@ -180,6 +180,12 @@ def test_ranges_that_make_no_sense_are_refused(written: Any, expected: str) -> N
     assert expected in problem.expected
 
 
+def test_more_are_not_confirmed_than_there_are_trials(values: dict[str, Any]) -> None:
+    with pytest.raises(UserError) as caught:
+        planned({**values, "confirm": 31})
+    assert "at most 30" in problems_of(caught)["confirm"].expected
+
+
 @pytest.mark.parametrize("shared", [True, False])
 def test_the_only_range_is_told_of_once_where_it_makes_no_sense(tiny_data: Path, shared: bool) -> None:
     """And not that nothing is searched, which is so for want of it alone."""
@@ -304,7 +310,7 @@ def test_everything_that_is_wrong_is_told_at_once(values: dict[str, Any], tmp_pa
         "search": {"learning_rate": {"min": 1e-4, "max": 1.0}, "r": [1, 2], "max_length": [8, 16]},
         "training": {"max_length": 12},
         "metric": "f11",
-        "confirm": 31,
+        "confirm": 31,  # of how many trials is not known
         "sampler": "grid",
         "trials": 0,
         "slots": 0,
@@ -316,7 +322,6 @@ def test_everything_that_is_wrong_is_told_at_once(values: dict[str, Any], tmp_pa
         "trials": "greater than or equal to 1",
         "slots": "greater than or equal to 1",
         "metric": "a metric of this task",
-        "confirm": "at most 30",
         "methods": "methods that can be told apart",
         "methods.0.search.lora_alpha": "either searched or fixed",
         "methods.1.search.lerning_rate": "a field of ia3 or of training",

@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tunestack.config import CompareConfig, DataConfig, MethodConfig, TrainingConfig
+from tunestack.differences import differences, same
 from tunestack.errors import Problem, UserError
-from tunestack.settings import checked, differences, overlay, read_settings, read_yaml, to_yaml, validated
+from tunestack.search.config import SweepConfig
+from tunestack.settings import checked, overlay, read_settings, read_yaml, to_yaml, validated
 
 
 def _read(tmp_path: Path, text: str) -> dict[str, Any]:
@@ -231,6 +233,48 @@ def test_without_what_is_needed_nothing_more_can_be_checked(change: dict[str, An
     assert "more" not in _problems(caught)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "problem", "told"),
+    [
+        ({"data": {"train": "x", "labels": 5}}, "data.text", True),  # of no kind that it may be: two errors
+        ({"training": {"class_weights": "balnced"}}, "training.epochs", True),
+        ({"bases": [{"model": "x", "dtype": "half"}]}, "methods.0", True),
+        ({"training": {"epochs": 0}}, "training.epochs.more", False),
+        ({"bases": [{"model": "x", "dtype": "half"}]}, "bases.0.dtype.more", False),
+    ],
+)
+def test_of_what_is_left_out_alone_nothing_more_is_told(
+    wrong: dict[str, Any], problem: str, told: bool
+) -> None:
+    with pytest.raises(UserError) as caught:
+        checked(CompareConfig, {**GOOD, **wrong}, _refuse(problem))
+    assert (problem in _problems(caught)) is told
+
+
+def test_what_is_wrong_without_what_was_wrong_is_left_out_as_well() -> None:
+    """A range without the end that is no number is none; what else there is can still be checked."""
+    values = {
+        "data": {"train": "x"},
+        "base": "b",
+        "methods": [{"method": "lora", "search": {"r": {"min": "a", "max": 3}}}],
+        "trials": "fifty",
+    }
+
+    def check(config: SweepConfig) -> None:
+        assert config.trials == 30
+        assert config.methods[0].search == {}
+        raise UserError(
+            Problem("search", "at least one field to search", "none", "Name some."),
+            Problem("methods.0.search", "some", "none", "f"),
+            Problem("confirm", "at most 30, as many as there are trials", "40", "Raise `trials`."),
+            Problem("metric", "a metric", "f11", "f"),
+        )
+
+    with pytest.raises(UserError) as caught:
+        checked(SweepConfig, values, check)
+    assert list(_problems(caught)) == ["methods.0.search.r.min", "trials", "metric"]
+
+
 def test_right_settings_are_left_to_whoever_runs_them() -> None:
     assert checked(CompareConfig, GOOD, _refuse("more")) == validated(CompareConfig, GOOD)
 
@@ -247,6 +291,23 @@ def test_of_two_configurations_the_first_differences_are_told() -> None:
     assert len(first) == 5
     assert rest == "and 2 more"
     assert differences(here, here) == ""
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "told"),
+    [
+        ({"r": [4, 8]}, {"r": [4, 8, 16]}, "r: [4, 8] there, [4, 8, 16] here"),
+        ({"r": list(range(40))}, {"r": list(range(41))}, "r.40: nothing there, 40 here"),
+        ({"m": {"config": {}}}, {"m": {"config": {"r": 8}}}, "m.config.r: nothing there, 8 here"),
+        ({"m": [{"a": 1}]}, {"m": [{"a": 1}, {"b": [2]}]}, 'm.1: nothing there, {"b": [2]} here'),
+        ({"a": None}, {}, "a: null there, nothing here"),
+        ({"a": {"min": 1}}, {"a": {"min": 1.0}}, "a.min: 1 there, 1.0 here"),
+        ({"a": {"x": 1, "y": 2}}, {"a": {"y": 2, "x": 1}}, ""),
+    ],
+)
+def test_a_difference_is_told_where_it_is(there: dict[str, Any], here: dict[str, Any], told: str) -> None:
+    assert differences(there, here) == told
+    assert same(there, here) is (told == "")
 
 
 def test_what_is_given_lies_on_top(tmp_path: Path) -> None:

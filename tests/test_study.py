@@ -186,6 +186,10 @@ def test_a_study_of_another_sweep_is_refused_and_the_differences_named(tmp_path:
     ):
         assert difference in problem.found
     assert "trials" not in problem.found
+    with pytest.raises(
+        UserError, match=r"search.epochs.min: 1 there, 1.0 here"
+    ):  # of another kind of numbers
+        Study.open(config(search={"epochs": {"min": 1.0, "max": 4.0}}), tmp_path)
     assert sorted(tmp_path.rglob("*")) == before
     assert run(tmp_path, trials=2, slots=7, output="elsewhere", seeds=2) == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -150,14 +151,16 @@ def test_a_resumed_sweep_has_no_more_trials_and_another_space_is_refused(
         sweep({**values, "metric": "f1"})
 
 
-@pytest.mark.parametrize("rungs", [1, 2])
 def test_what_was_trained_before_an_interruption_is_kept_with_its_times(
     tiny_data: Path, tmp_path: Path
 ) -> None:
     values = settings(tiny_data, tmp_path / "run", trials=3, pruner="none")
+    at_step = 0.0
 
     def interrupt(event: Event) -> None:
-        if event.kind == "step" and event.key == "trial-1.seed-0" and event.epoch > 1:
+        nonlocal at_step
+        if event.kind == "step" and event.key == "trial-2.seed-0" and event.epoch > 1.5:
+            at_step = time.time()  # some steps after the last evaluation
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -167,11 +170,45 @@ def test_what_was_trained_before_an_interruption_is_kept_with_its_times(
     assert search is not None
     for trial in search.trials:
         before, after = trial.spans
-        assert before.began < before.ended <= stopped < after.began < after.ended
+        assert before.began < at_step <= before.ended <= stopped < after.began < after.ended
         assert before.slot == trial.number  # side by side
         assert after.slot == 0  # and then one after the other
 
 
+def test_a_trial_that_waits_for_a_slot_has_no_time_meanwhile(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "_time", lambda stack, slots, *rest: 1.5 if len(slots) > 2 else 1.0)
+    values = settings(tiny_data, tmp_path / "run", trials=12, slots=None, pruner="none", sampler="random")
+    events: list[Event] = []
+    search = sweep(values, events).search
+    assert search is not None
+    assert sum(event.kind == "waits" for event in events) == 6  # of eight that were tried, two fit
+    spans = [span for trial in search.trials for span in trial.spans]
+    assert len(spans) == 12
+    assert {span.slot for span in spans} == {0, 1}
+    for slot in (0, 1):
+        ordered = sorted((span for span in spans if span.slot == slot), key=lambda span: span.began)
+        assert all(first.ended <= second.began for first, second in itertools.pairwise(ordered))
+
+
+def test_what_an_earlier_version_wrote_is_read(tiny_data: Path, tmp_path: Path) -> None:
+    """It kept one span of every trial, as fields of the trial."""
+    values = settings(tiny_data, tmp_path / "run", trials=2)
+    sweep(values)
+    for path in (tmp_path / "run/candidates").glob("*/search.json"):
+        record = json.loads(path.read_text())
+        record |= {"began": 10.0, "ended": 20.0, "slot": 1}
+        path.write_text(json.dumps(record))
+        path.with_name("spans.json").unlink()
+    search = sweep({**values, "trials": 3}).search
+    assert search is not None
+    assert [trial.state for trial in search.trials] == ["complete"] * 3
+    old = [span for trial in search.trials[:2] for span in trial.spans]
+    assert [(span.slot, span.began, span.ended) for span in old] == [(1, 10.0, 20.0)] * 2
+
+
+@pytest.mark.parametrize("rungs", [1, 2])
 def test_pruned_trials_end_early_and_their_slots_are_filled(
     tiny_data: Path, tmp_path: Path, rungs: int
 ) -> None:
@@ -408,6 +445,11 @@ def test_a_sweep_killed_twenty_times_has_every_trial_once(tiny_data: Path, tmp_p
     for ours, theirs in zip(search.trials[:2], unhurt.search.trials, strict=True):
         assert ours.parameters == theirs.parameters
         assert_same(ours.curve, theirs.curve)
+    # What a killed process trained up to its last evaluation is kept with its times.
+    assert sum(len(trial.spans) > 1 for trial in search.trials) >= 2
+    for trial in search.trials:
+        assert all(span.began < span.ended for span in trial.spans)
+        assert all(first.ended < second.began for first, second in itertools.pairwise(trial.spans))
 
 
 def test_trackers_are_told_of_every_trial_and_of_the_result(tiny_data: Path, tmp_path: Path) -> None:

@@ -60,13 +60,14 @@ class _Row:
 class _Count:
     """How many trials are done, since when these are counted, and of how many, where that is known.
 
-    before: those that were done without being trained here meanwhile. about: what else is known of them.
+    before: those that were done without being trained here meanwhile, and the parts of trials in work. about:
+    what else is known of them.
     """
 
     began: float
     done: int = 0
     of: int | None = None
-    before: int = 0
+    before: float = 0
     about: str = ""
 
     def one_more(self, here: bool) -> None:
@@ -74,10 +75,11 @@ class _Count:
         self.done += 1
         self.before += not here
 
-    def corrected(self, event: Event) -> _Count:
+    def corrected(self, event: Event, rows: Collection[_Row]) -> _Count:
         """The count after somebody who knows said it; from anew where that is of other trials."""
         if event.steps != self.of or event.step < self.done:
-            return _Count(time.monotonic(), event.step, event.steps, event.step, event.message)
+            before = event.step + sum(row.share_here for row in rows)
+            return _Count(time.monotonic(), event.step, event.steps, before, event.message)
         return replace(self, done=event.step, about=event.message)
 
     def text(self, now: float, rows: Collection[_Row]) -> str:
@@ -89,7 +91,8 @@ class _Count:
         left = self.of - self.done - sum(row.share for row in rows)
         if done_here > 0 and left > 0 and now > self.began:
             pace = done_here / (now - self.began)
-            parts.append(f"{60 * pace:.1f} trials a minute")
+            slow = 60 * pace < 0.1
+            parts.append(f"{3600 * pace:.1f} trials an hour" if slow else f"{60 * pace:.1f} trials a minute")
             parts.append(f"{_clock(left / pace)} left")
         return " · ".join(parts)
 
@@ -140,6 +143,9 @@ class Display:
                     f"{event.key}: epoch {event.point.epoch:g}, loss {event.point.train_loss:.3f}, "
                     f"{self.metric} {value:.3f}"
                 )
+            case "waits":
+                self._rows.pop(event.key, None)
+                self._line(f"{event.key}: waits for another slot")
             case "finished" | "pruned":
                 self._count.one_more(here=self._rows.pop(event.key, None) is not None)
                 self._line(f"{event.key}: {'done' if event.kind == 'finished' else 'pruned'}")
@@ -148,7 +154,8 @@ class Display:
                     self._count.one_more(here=True)
                 self.console.print(f"[red]{event.key} failed:[/] {escape(event.message)}")
             case "counted":
-                self._count = self._count.corrected(event)
+                self._note = ""
+                self._count = self._count.corrected(event, self._rows.values())
             case "narrowed" | "note":
                 self.console.print(f"[yellow]{escape(event.message)}[/]")
             case "measuring":

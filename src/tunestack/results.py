@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from tunestack.files import write_text
 
@@ -214,8 +214,8 @@ class HardExample(Record):
 
 
 class Span(Record):
-    """A time in which one process trained a trial. began, ended: Unix time in seconds. slot: its place in the
-    stack there, from 0.
+    """A time in which a trial had a slot. began, ended: Unix time in seconds. slot: its place in the stack of
+    the process that trained it, from 0.
     """
 
     slot: int
@@ -227,8 +227,8 @@ class SearchTrial(Record):
     """One trial of a sweep.
 
     name: of its candidate, where it is complete. parameters: what was searched. value: the metric that the
-    search maximises, best of its evaluations; of a pruned trial the best that it had. spans: when it trained,
-    of each process that it trained in; of one that runs, up to its last evaluation.
+    search maximises, best of its evaluations, as far as it came. spans: each time that it had a slot, in one
+    process or in several; of a trial that runs, up to its last evaluation.
     """
 
     number: int
@@ -240,6 +240,16 @@ class SearchTrial(Record):
     curve: list[CurvePoint] = []
     spans: list[Span] = []
     failure: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_one_span(cls, value: Any) -> Any:
+        """Accept what was written when a trial had one span, the last, as fields of its own."""
+        if not isinstance(value, dict) or "slot" not in value:
+            return value
+        rest = {name: field for name, field in value.items() if name not in Span.model_fields}
+        span = {name: value.get(name) for name in Span.model_fields}
+        return {**rest, "spans": [span] if None not in span.values() else []}
 
 
 class SearchSummary(Record):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -18,9 +17,8 @@ from pydantic_core import ErrorDetails
 from tunestack.errors import Problem, Problems, UserError, did_you_mean
 
 S = TypeVar("S", bound=BaseModel)
-
-MOST_DIFFERENCES = 5
-"""Of two configurations, so many are told; whoever chose a folder of something else needs no more."""
+Place = tuple[int | str, ...]
+"""Where a setting stands: ("methods", 0, "search", "r")."""
 
 _PLAIN_VALUES = (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -203,38 +201,6 @@ def _check_same_task(below: Any, given: Any) -> None:
         )
 
 
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """The first settings in which two configurations differ, each with both values, and how many more do."""
-    theirs, ours = _leaves(dict(there)), _leaves(dict(here))
-    names = [name for name in dict.fromkeys([*ours, *theirs]) if theirs.get(name) != ours.get(name)]
-    told = [f"{name}: {_short(theirs, name)} there, {_short(ours, name)} here" for name in names]
-    more = len(told) - MOST_DIFFERENCES
-    return "; ".join(told[:MOST_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
-
-
-def _leaves(value: Any, place: str = "") -> dict[str, Any]:
-    """Single settings by their places: {"methods.0.config.r": 8}. A list of plain values is one of them."""
-    inner: dict[Any, Any] = {}
-    if isinstance(value, dict):
-        inner = value
-    elif isinstance(value, list) and any(isinstance(child, dict | list) for child in value):
-        inner = dict(enumerate(value))
-    if not inner:
-        return {place: value}
-    return {
-        name: leaf
-        for key, child in inner.items()
-        for name, leaf in _leaves(child, f"{place}.{key}" if place else str(key)).items()
-    }
-
-
-def _short(settings: Mapping[str, Any], name: str) -> str:
-    if name not in settings:
-        return "nothing"
-    text = json.dumps(settings[name], ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 def validated(kind: type[S], values: Mapping[str, Any], where: str = "") -> S:
     """Settings from plain values. Raises one UserError with every problem, nearest field names suggested."""
     try:
@@ -251,51 +217,77 @@ def checked(kind: type[S], values: Mapping[str, Any], check: Callable[[S], objec
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        problems = _problems(kind, error, "")
-        rest, left_out = _without(values, [detail["loc"] for detail in error.errors()])
-        raise UserError(*problems, *_further(kind, rest, left_out, check)) from error
+        raise UserError(*_problems(kind, error, ""), *_further(kind, values, error, check)) from error
 
 
 def _further(
-    kind: type[S], values: Mapping[str, Any], left_out: set[str], check: Callable[[S], object]
+    kind: type[S], values: Mapping[str, Any], error: ValidationError, check: Callable[[S], object]
 ) -> list[Problem]:
-    """What a check says of the values that are right; not of those left out, which it cannot know."""
-    try:
-        settings = kind.model_validate(values)
-    except ValidationError:
-        return []  # what was left out is needed
+    """What a check says of the values that are right, though others are wrong.
+
+    What it says of those left out, or while it speaks of one, may be about the default in its place.
+    """
+    left_out: set[Place] = set()
+    while True:
+        wrong = {path for detail in error.errors() if (path := _known_part(values, detail["loc"]))}
+        if not wrong:
+            return []  # what is missing is needed
+        values = _without(values, wrong)
+        left_out |= wrong
+        try:
+            settings = kind.model_validate(values)
+            break
+        except ValidationError as another:
+            error = another
     try:
         check(settings)
-    except UserError as error:
-        return [problem for problem in error.problems if problem.where not in left_out]
+    except UserError as refused:
+        return [problem for problem in refused.problems if not _is_about(problem, left_out, values)]
     return []
 
 
-def _without(
-    values: Mapping[str, Any], places: Iterable[tuple[int | str, ...]]
-) -> tuple[dict[str, Any], set[str]]:
-    """A copy without the values at these places, and the names of what is missing there.
+def _known_part(values: Mapping[str, Any], place: tuple[int | str, ...]) -> Place:
+    """Of the place of an error, what leads to a field that is there; pydantic names kinds of values behind.
 
-    Elements of a list cannot be missing: without one, the list is.
+    Elements of a list cannot be left out: with one of them, the list is.
     """
+    inner: Any = values
+    found = 0
+    for depth, part in enumerate(place, 1):
+        if isinstance(inner, Mapping) and part in inner:
+            found = depth
+        elif not (isinstance(inner, list) and isinstance(part, int) and part < len(inner)):
+            break
+        inner = inner[part]
+    return place[:found]
+
+
+def _without(values: Mapping[str, Any], paths: Iterable[Place]) -> dict[str, Any]:
+    """A copy without the values at these paths."""
     rest = copy.deepcopy(dict(values))
-    left_out = set()
-    for place in places:
+    for path in sorted(paths, key=len, reverse=True):  # what is inside of another goes first
         inner: Any = rest
-        found: tuple[dict[Any, Any], int] | None = None
-        for depth, part in enumerate(place):
-            if isinstance(inner, dict) and part in inner:
-                found = inner, depth
-            elif not (isinstance(inner, list) and isinstance(part, int) and part < len(inner)):
-                break
+        for part in path[:-1]:
             inner = inner[part]
-        if found is not None:
-            fields, depth = found
-            fields.pop(place[depth], None)
-            left_out.add(".".join(map(str, place[: depth + 1])))
-            if not fields:  # a mapping that is empty now was not so before
-                left_out.add(".".join(map(str, place[:depth])))
-    return rest, left_out
+        del inner[path[-1]]
+    return rest
+
+
+def _is_about(problem: Problem, left_out: Iterable[Place], rest: Mapping[str, Any]) -> bool:
+    """Whether a problem is that of a field that was left out, or of what is inside; or of the field of this
+    name for all methods; or of a mapping that is empty without it; or how to mend it names the field.
+    """
+    named = re.findall(r"`(\w+)`", problem.fix)
+    for *above, name in left_out:
+        place = ".".join(map(str, [*above, name]))
+        if name in (*named, problem.where) or f"{problem.where}.".startswith(f"{place}."):
+            return True
+        inner: Any = rest
+        for part in above:
+            inner = inner.get(part, {}) if isinstance(inner, Mapping) else inner[part]
+        if not inner and problem.where.rpartition(".")[2] in above[-1:]:
+            return True
+    return False
 
 
 def _problems(kind: type[BaseModel], error: ValidationError, where: str) -> list[Problem]:

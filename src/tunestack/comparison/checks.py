@@ -64,7 +64,7 @@ def check_metric(metric: str, task: Task, data: TextData | None, problems: Probl
     """Note a metric that this task does not have, or not on these data."""
     known = task.metrics if data else task.possible_metrics()
     if metric not in known:
-        fix = did_you_mean(metric, known)
+        fix = f"{did_you_mean(metric, known)} Others are of another `task`."
         problems.add("metric", expected="a metric of this task", found=repr(metric), fix=fix)
         return
     for name, split in data.splits().items() if data else ():

@@ -17,11 +17,12 @@ from tunestack.choice import Description
 from tunestack.comparison.checks import IDENTITY
 from tunestack.comparison.plan import BaselineCandidate, MethodCandidate, Plan
 from tunestack.config import CompareConfig, Settings
+from tunestack.differences import differences, same
 from tunestack.environment import environment
 from tunestack.errors import Problem, UserError
 from tunestack.files import replacing, slug, write_json, write_text
 from tunestack.results import Costs, SeedResult, SplitScores
-from tunestack.settings import differences, to_yaml
+from tunestack.settings import to_yaml
 from tunestack.tasks.base import Given
 
 FREE = ("output", "slots", "measure_costs", "track")
@@ -164,7 +165,7 @@ def _check_same(path: Path, theirs: dict[str, Any], ours: dict[str, Any], free: 
     """Raise a UserError that names the settings that differ, or says that the data does."""
     theirs = {**theirs, "config": _without(free, _with_defaults(theirs["config"]))}
     ours = {**ours, "config": _without(free, ours["config"])}
-    if theirs == ours:
+    if same(theirs, ours):
         return
     differing = differences(theirs["config"], ours["config"])
     changed = [part for part in ("data", "weights") if theirs.get(part) != ours[part]]

@@ -151,7 +151,7 @@ class ThroughPeft(Method):
                     f"{self.name}.tfinal",
                     f"tinit + tfinal below the {steps} training steps",
                     f"tinit {config.tinit}, tfinal {config.tfinal}",
-                    "Lower them, or train for more steps (more epochs, smaller batches).",
+                    "Lower them, or train for more steps (more `epochs`, a smaller `batch_size`).",
                 )
             )
 

@@ -122,9 +122,10 @@ def _markdown_sets(results: Results, entries: list[Entry]) -> list[str]:
     for row in sets.rows:
         cells = [row.entry.name, row.entry.candidate.base or formatting.MISSING, *_set_cells(row)]
         lines.append([escaped(cell) for cell in cells])
+    mean = ", mean over seeds" if several_seeds(entries) else ""
     note = (
-        f"Test sets: {formatting.metric_name(results.metric)}, mean over seeds; the average counts every set "
-        "alike. Intervals stand in report.html. They decided nothing."
+        f"Test sets: {formatting.metric_name(results.metric)}{mean}; the average counts every set alike. "
+        "Intervals stand in report.html. They decided nothing."
     )
     return ["## Test sets", _table(lines), escaped(note)]
 

@@ -20,7 +20,7 @@ Timed = tuple[Span, TrialRow]
 
 @dataclass(frozen=True)
 class Bar:
-    """A trial in its slot, as long as one process trained it."""
+    """A trial, as long as it had a slot."""
 
     row: TrialRow
     left: float

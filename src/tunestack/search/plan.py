@@ -160,10 +160,9 @@ def check_space(config: SweepConfig, problems: Problems) -> list[int]:
             found=f"{title!r} {titles.count(title)} times",
             fix="Give each its own `name`.",
         )
-    first = config.methods[0]
-    if len(config.methods) == 1 and not config.search and not first.search:
+    if len(config.methods) == 1 and not config.search and not config.methods[0].search:
         problems.add(
-            "methods.0.search" if "search" in first.model_fields_set else "search",
+            "search",
             expected="at least one field to search",
             found="none",
             fix="Name some, for example search: {learning_rate: {min: 1e-5, max: 1e-3, log: true}}.",

@@ -61,18 +61,19 @@ def run_sweep(config: SweepConfig, notify: Notify = lambda event: None) -> Resul
         with giving_up_once(), tracking as sweep.tracking:
             sweep.train()
             with _alone(folder, notify):
-                results = _conclude(plan, folder, study, sweep.records(), notify)
+                results = _conclude(sweep, notify)
             sweep.tracking.conclude(conclusion(results, folder.path))
     return results
 
 
-def _conclude(
-    plan: SweepPlan, folder: RunFolder, study: Study, records: Sequence[SearchTrial], notify: Notify
-) -> Results:
+def _conclude(sweep: _Sweep, notify: Notify) -> Results:
     """Write what came out; confirm the best where that is wanted, and write it again."""
+    plan, folder, study = sweep.plan, sweep.folder, sweep.study
+    records = sweep.records()
     running = sum(record.state == "running" for record in records)  # by other processes
     best = ranked(records)[: plan.config.confirm]
-    notify(Event("measuring", "", message="Writing the results and the report"))
+    writing = Event("measuring", "", message="Writing the results and the report")
+    notify(writing)
     results = _write(plan, folder, study, records, None)
     if running and plan.config.confirm:
         message = f"Not confirmed yet: others still train {running} of the trials. The last to end confirms."
@@ -85,8 +86,10 @@ def _conclude(
         notify(Event("counted", "", steps=len(chosen) * len(plan.config.seeds), message=again))
         # Trials keep their numbers and settings: what is there of others, or of fewer seeds, stays of use.
         confirmed = run_comparison(_confirmation(plan, chosen), notify, (*FREE, "methods", "seeds"))
+        notify(writing)
+        records = sweep.records()  # others may have gone on meanwhile, with more trials
         results = _write(plan, folder, study, records, confirmed)
-    if not running:
+    if all(record.state != "running" for record in sweep.records()):
         shutil.rmtree(folder.checkpoints, ignore_errors=True)
     return results
 
@@ -298,8 +301,8 @@ class _Sweep:
                 candidate = self.plan.candidate(suggestion, name)
             except UserError as error:
                 result = SeedResult(seed=self.plan.config.seed, failure=str(error))
-                self.folder.finish(name, result, {}, checkpoint=None)
                 self._record(suggestion, "failed", [], result.failure, name)
+                self.folder.finish(name, result, {}, checkpoint=None)
                 self._tell(suggestion.number, result)
                 self.tracking.notify(Event("failed", name, message=str(error)))
                 continue
@@ -314,6 +317,8 @@ class _Sweep:
         if event.kind == "started":
             suggestion, _ = self.running[event.key]
             self.timeline.begin(event.key, self._folder(suggestion.number))
+        elif event.kind == "waits":
+            self.timeline.lose(event.key)
         elif event.kind == "evaluated":
             self.timeline.reach(event.key)
         self.tracking.notify(event)
@@ -354,7 +359,7 @@ class _Sweep:
                     state=point.state,
                     value=point.value,
                 )
-            found.append(record.model_copy(update={"spans": read_spans(path.parent)}))
+            found.append(record.model_copy(update={"spans": read_spans(path.parent) or record.spans}))
         return found
 
     def _record(

@@ -22,11 +22,11 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
+from tunestack.differences import differences, same
 from tunestack.errors import Problem, UserError
 from tunestack.search.config import SweepConfig
 from tunestack.search.space import Space, Suggestion
 from tunestack.search.strategies import make_pruner, make_sampler
-from tunestack.settings import differences
 
 State = Literal["running", "complete", "pruned", "failed"]
 
@@ -116,7 +116,7 @@ class Study:
         if CONFIG not in self._study.user_attrs:  # new, or killed before this
             self._study.set_user_attr(CONFIG, ours)
         theirs = _with_defaults(self._study.user_attrs[CONFIG])
-        if theirs != ours:
+        if not same(theirs, ours):
             found = f"one of another sweep ({differences(theirs, ours)})"
             expected = "a new folder, or the study of the same sweep"
             fix = "Choose another --output, or delete the folder."

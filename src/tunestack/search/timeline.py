@@ -26,14 +26,18 @@ class Timeline:
     _slots: dict[str, int] = field(default_factory=dict)
 
     def begin(self, key: str, folder: Path) -> None:
-        """A trial trains from now on, in the first free slot; again, where it lost its slot before."""
+        """A trial trains from now on, in the first free slot; again, if it lost one."""
         if key not in self._spans:
             self._folders[key], self._spans[key] = folder, read_spans(folder)
-        self._slots.pop(key, None)
         taken = set(self._slots.values())
-        slot = self._slots[key] = next(slot for slot in range(len(taken) + 1) if slot not in taken)
+        slot = next(slot for slot in range(len(taken) + 1) if slot not in taken)
         now = time.time()
         self._spans[key].append(Span(slot=slot, began=now, ended=now))
+        self._slots[key] = slot
+
+    def lose(self, key: str) -> None:
+        """A trial has lost its slot; what it trained since its last evaluation is lost."""
+        self._slots.pop(key, None)
 
     def reach(self, key: str) -> None:
         """A trial has come to an evaluation: so far its time is not lost, whatever becomes of the process."""
@@ -41,15 +45,15 @@ class Timeline:
         write_text(self._folders[key] / SPANS, _KIND.dump_json(self._spans[key], indent=2).decode())
 
     def end(self, key: str) -> None:
-        """A trial has ended, if it began at all."""
-        if key in self._spans:
+        """A trial has ended; one that never had a slot, or waits for another, has no more time."""
+        if key in self._slots:
             self.reach(key)
-            for known in (self._folders, self._spans, self._slots):
-                known.pop(key)
+        for known in (self._slots, self._spans, self._folders):
+            known.pop(key, None)
 
     def stop(self) -> None:
         """This process stops: what trains still has trained until now."""
-        for key in self._slots:
+        for key in list(self._slots):
             self.reach(key)
 
 

@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 class Event:
     """Something that happened to a trial, for whoever shows progress.
 
-    steps: of how many. point: the evaluation, with kind "evaluated". message: with kinds "failed",
-    "narrowed", "measuring" and "note"; with "counted", which is about all trials, what is known of them
-    beyond that `step` of `steps` are done.
+    kind: "waits" is of one that has lost its slot and will be started again. steps: of how many. point: the
+    evaluation, with kind "evaluated". message: with kinds "failed", "narrowed", "measuring" and "note"; with
+    "counted", which is about all trials, what is known of them beyond that `step` of `steps` are done.
     """
 
     kind: Literal[
         "started",
+        "waits",
         "step",
         "evaluated",
         "finished",

@@ -126,7 +126,7 @@ def _train_stack(
                         yield _no_room(trial, notify)
                         continue
                     again.append(trial)
-                    _narrow(room, len(active), trial, notify)
+                    _narrow(room, len(active), [trial], notify)
             if not active:
                 return
             if not room.decided:
@@ -143,7 +143,7 @@ def _train_stack(
                     yield _no_room(broken[0].trial, notify)
                 else:
                     again += [slot.trial for slot in reversed(broken)]
-                    _narrow(room, len(active) or company // 2, broken[0].trial, notify)
+                    _narrow(room, len(active) or company // 2, [slot.trial for slot in broken], notify)
             running = [slot for slot in running if not slot.broken]
             for slot in running:
                 notify(event_of("step", slot))
@@ -188,6 +188,7 @@ def _rehearse(stack: Stack, room: Room, active: list[Slot], notify: Notify) -> l
     for slot in surplus:
         active.remove(slot)
         stack.close(slot)
+        notify(Event("waits", slot.trial.key))
     return [slot.trial for slot in reversed(surplus)]
 
 
@@ -209,11 +210,13 @@ def _judge(slots: Sequence[Slot], prune: Prune) -> None:
             slot.pruned = prune(slot.trial, point, slot.evaluations, ends) and not ends
 
 
-def _narrow(room: Room, slots: int, trial: Trial, notify: Notify) -> None:
-    """Go on with fewer slots; the trial takes its turn again when one is free."""
+def _narrow(room: Room, slots: int, trials: Sequence[Trial], notify: Notify) -> None:
+    """Go on with fewer slots; these trials take their turns again when some are free."""
     room.limit(slots)
     at_once = f"{room.slots} slots at once" if room.slots > 1 else "one slot at a time"
-    notify(Event("narrowed", trial.key, message=f"out of memory: {at_once}"))
+    notify(Event("narrowed", trials[0].key, message=f"out of memory: {at_once}"))
+    for trial in trials:
+        notify(Event("waits", trial.key))
 
 
 def _no_room(trial: Trial, notify: Notify) -> Outcome:
