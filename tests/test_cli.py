@@ -425,7 +425,12 @@ def test_stopped_in_training_the_same_command_goes_on(
     assert not (tmp_path / "run" / "results.json").exists()
     assert len(list((tmp_path / "run" / "checkpoints").glob("*.safetensors"))) == 2
     first: dict[str, int] = {}
-    resumed = runs.compare(values, lambda event: first.setdefault(event.key, event.step) and None)
+
+    def note(event: Event) -> None:
+        if event.kind == "started":
+            first.setdefault(event.key, event.step)
+
+    resumed = runs.compare(values, note)
     assert all(step > 0 for step in first.values())
     assert runs.scores(resumed) == runs.scores(uninterrupted)
     np.testing.assert_allclose(runs.losses(resumed), runs.losses(uninterrupted), rtol=1e-4, atol=1e-5)
@@ -504,6 +509,37 @@ def test_the_display_draws_curves() -> None:
     assert "▁█▅" in drawn["a"] or "▁█▄" in drawn["a"]
     assert "▁" in drawn["b"]
     assert "█" not in drawn["b"]
+
+
+def test_the_display_says_what_a_trial_is_and_how_far_it_had_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+
+    def shown(width: int, *events: Event) -> str:
+        out = StringIO()
+        display.console = Console(file=out, width=width)
+        for event in events:
+            display.notify(event)
+        display.console.print(display._render())
+        return out.getvalue()
+
+    display = Display(Console(file=StringIO()))
+    curve = (_point(1, 0.5), _point(2, 0.25))
+    started = Event("started", "trial-0.seed-0", 20, 40, 2.0, message="r=8, learning_rate=3e-4", curve=curve)
+    wide = shown(120, started, Event("step", "trial-0.seed-0", 21, 40, 2.1))
+    assert "r=8, learning_rate=3e-4" in wide
+    assert "█▁" in wide
+    assert "0.500" in wide  # the best so far, and 0.250 the loss
+    assert "0.250" in wide
+    assert "learning_rate" not in shown(80)
+    assert max(map(len, shown(90).splitlines())) <= 90
+    assert "eval" not in shown(120)
+    assert "eval" in shown(120, Event("evaluating", "trial-0.seed-0", 30, 40))
+    assert "eval" not in shown(120, Event("evaluated", "trial-0.seed-0", 30, 40, point=_point(3, 0.6)))
+    assert "━" not in shown(120, Event("waits", "trial-0.seed-0"))
+    shown(120, Event("measuring", "", message="Measuring what lora costs alone (1 of 2)"))
+    now += 83
+    assert "Measuring what lora costs alone (1 of 2) 1:23" in shown(120)
 
 
 @pytest.mark.parametrize("width", [40, 60, 100])

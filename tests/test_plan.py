@@ -43,6 +43,18 @@ def values(tiny_data: Path, tmp_path: Path) -> dict[str, Any]:
     return runs.settings(tiny_data, output=str(tmp_path / "runs" / "mine"))
 
 
+def test_settings_of_a_sweep_are_told_from_those_of_a_comparison(tiny_data: Path) -> None:
+    values = {
+        "data": {"train": str(tiny_data / "train.csv")},
+        "base": "packaged:minilm-l6",
+        "methods": [{"method": "lora", "search": {"r": [1, 2]}}],
+        "trials": 4,
+    }
+    (problem,) = refused(values)
+    assert problem.found == "a sweep's: base, trials"
+    assert "tunestack sweep" in problem.fix
+
+
 def test_everything_that_is_wrong_is_told_at_once_and_nothing_is_written(
     tiny_data: Path, tmp_path: Path
 ) -> None:

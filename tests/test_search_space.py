@@ -363,6 +363,15 @@ def test_a_field_that_is_called_otherwise_elsewhere_is_named(
     assert problem.fix.startswith(fix)
 
 
+def test_what_only_some_methods_have_is_told_where_it_belongs(values: dict[str, Any]) -> None:
+    values |= {"methods": ["lora", "ia3"], "search": {"dropout": [0.0, 0.1], "r": [2, 4]}}
+    with pytest.raises(UserError) as caught:
+        planned(values)
+    problems = problems_of(caught)
+    assert problems["search.r"].fix.startswith("Of lora it is `r`: write that under `search` of lora alone")
+    assert problems["search.dropout"].fix.startswith("Of lora it is `lora_dropout`")
+
+
 @pytest.mark.parametrize(
     ("word", "fix"),
     [("trails", "'trials'"), ("method", "'methods'"), ("lable", "'label'"), ("tset", "'test'")],

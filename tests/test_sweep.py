@@ -25,6 +25,7 @@ import runs
 import tunestack
 from test_loop import Crowded
 from tunestack.choice import choose
+from tunestack.comparison import run
 from tunestack.comparison.folder import RunFolder
 from tunestack.comparison.plan import with_metric
 from tunestack.errors import UserError
@@ -285,19 +286,34 @@ def test_values_that_do_not_go_together_fail_their_trial_alone(tiny_data: Path, 
 
 
 def test_the_best_are_confirmed_with_several_seeds_and_only_then_tested(
-    tiny_data: Path, tmp_path: Path
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(run, "MOST_OTHERS", -1.0)  # the processors are never one's own: always warned of
     values = settings(
         tiny_data, tmp_path / "run", trials=4, confirm=2, seeds=[3, 4], pruner="none", measure_costs=False
     )
     events: list[Event] = []
-    results = sweep(values, events)
+    seen: list[tuple[str, bool]] = []
+
+    def watch(event: Event) -> None:
+        events.append(event)
+        if event.kind == "started" and event.key.endswith("seed-3"):
+            report = (tmp_path / "run/leaderboard.md").read_text()
+            seen.append((report, (tmp_path / "run/best.yaml").exists()))
+
+    results = run_sweep(validated(SweepConfig, values), watch)
+    report, decided = seen[0]  # as it is while they are trained again
+    assert "the best 2 are trained again with several seeds, and their comparison decides" in report
+    assert not decided
     assert results.search is not None
     assert results.search.confirmed == "confirmed"
     assert [(done, of) for done, of, _ in counted(events)] == [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4), (0, 4)]
     confirming = max(place for place, event in enumerate(events) if event.kind == "counted")
     assert [event.kind for event in events[confirming:]].count("finished") == 4
     confirmed = Results.load(tmp_path / "run/confirmed/results.json")
+    of_costs = [warning for warning in confirmed.data.warnings if "of the processors" in warning]
+    assert len(of_costs) == 1
+    assert set(of_costs) < set(results.data.warnings)
     best = [trial.name for trial in ranked(results.search.trials)[:2]]
     assert sorted(candidate.name for candidate in confirmed.candidates) == sorted(best)
     assert all([seed.seed for seed in one.seeds] == [3, 4] for one in confirmed.candidates)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunestack.config import BaseConfig, CompareConfig, DataConfig, TrainingConfig
-from tunestack.errors import Problems, did_you_mean
+from tunestack.errors import Problem, Problems, UserError, did_you_mean
 from tunestack.saved import Predictor, load
 from tunestack.settings import checked, overlay, read_settings, read_source, validated
 
@@ -144,6 +144,7 @@ def comparison(values: Mapping[str, Any]) -> CompareConfig:
     from tunestack.suites.base import refuse_suite
 
     refuse_suite(values)
+    _refuse_sweep(values)
 
     def plan(config: CompareConfig) -> object:
         from tunestack.comparison.plan import make_plan
@@ -155,6 +156,16 @@ def comparison(values: Mapping[str, Any]) -> CompareConfig:
     from tunestack.comparison.plan import with_metric
 
     return with_metric(config)
+
+
+def _refuse_sweep(values: Mapping[str, Any]) -> None:
+    """Raise a UserError where settings of a sweep are given to what runs a comparison."""
+    from tunestack.search.config import SweepConfig
+
+    own = SweepConfig.model_fields.keys() - CompareConfig.model_fields.keys()
+    if len(found := sorted(own & values.keys())) > 1:  # a single one is a slip
+        fix = "Run `tunestack sweep` with them; in Python, `tunestack.sweep`."
+        raise UserError(Problem("compare", "a comparison's settings", f"a sweep's: {', '.join(found)}", fix))
 
 
 def sweep(

@@ -18,6 +18,9 @@ from tunestack.stack.events import Event
 
 BAR = 16
 SPARKS = "▁▂▃▄▅▆▇█"
+COLUMNS = ("trial", "progress", "epoch", "loss", "best", "curve", "left")
+NARROW = 84
+"""Columns of a terminal that the table takes without the parameters of trials."""
 AROUND = 4
 """Lines of the terminal that are no trial's: the table's head, how many more there are, how far all of it
 is, and the cursor's.
@@ -35,7 +38,8 @@ class _Row:
     steps: int = 0
     epoch: float = 0.0
     loss: float | None = None
-    best: tuple[str, float] | None = None
+    about: str = ""
+    evaluating: bool = False
     curve: list[float] = field(default_factory=list)
 
     @property
@@ -50,6 +54,8 @@ class _Row:
 
     def left(self, now: float) -> str:
         """Time left, from the pace since it began here."""
+        if self.evaluating:
+            return "eval"
         done = self.step - self.first_step
         if done <= 0 or not self.steps:
             return ""
@@ -105,7 +111,7 @@ class Display:
         self.metric = metric
         self._rows: dict[str, _Row] = {}
         self._count = _Count(time.monotonic())
-        self._note = "Reading data and bases"
+        self._note, self._noted = "Reading data and bases", time.monotonic()
         self._live = Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> Display:
@@ -126,17 +132,23 @@ class Display:
             case "started":
                 self._note = ""
                 now, at = time.monotonic(), event.step
-                self._rows[event.key] = _Row(event.key, now, at, at, event.steps, event.epoch)
+                self._rows[event.key] = _Row(
+                    event.key, now, at, at, event.steps, event.epoch, about=event.message
+                )
+                for point in event.curve:
+                    self._rows[event.key].curve.append(point.metrics[self.metric])
+                    self._rows[event.key].loss = point.train_loss
                 how = f"goes on at epoch {event.epoch:.3g}" if event.step else "started"
-                self._line(f"{event.key}: {how}")
+                self._line(f"{event.key}: {how}" + (f" with {event.message}" if event.message else ""))
             case "step" if row:
                 self._note = ""
-                row.step, row.epoch = event.step, event.epoch
+                row.step, row.epoch, row.evaluating = event.step, event.epoch, False
                 row.loss = event.loss if event.loss is not None else row.loss
+            case "evaluating" if row:
+                row.evaluating = True
             case "evaluated" if row and event.point:
                 value = event.point.metrics[self.metric]
-                if row.best is None or value > row.best[1]:
-                    row.best = (self.metric, value)
+                row.evaluating = False
                 row.loss = event.point.train_loss
                 row.curve.append(value)
                 self._line(
@@ -159,7 +171,7 @@ class Display:
             case "narrowed" | "note":
                 self.console.print(f"[yellow]{escape(event.message)}[/]")
             case "measuring":
-                self._note = event.message
+                self._note, self._noted = event.message, time.monotonic()
                 self._line(self._note)
 
     def _line(self, text: str) -> None:
@@ -169,10 +181,13 @@ class Display:
     def _render(self) -> RenderableType:
         now = time.monotonic()
         table = Table(box=None, padding=(0, 1), header_style="dim")
-        for title in ("trial", "progress", "epoch", "loss", f"best {self.metric}", "curve", "left"):
+        for title in COLUMNS:
             left = title in ("trial", "progress", "curve")
+            title = f"best {self.metric}" if title == "best" else title
             table.add_column(title, justify="left" if left else "right", no_wrap=True)
         rows = list(self._rows.values())
+        if (room := self.console.width - NARROW) > 0 and any(row.about for row in rows):
+            table.add_column("parameters", no_wrap=True, overflow="ellipsis", max_width=room)
         shown = rows[: max(1, self.console.height - AROUND)]
         for row in shown:
             filled = round(row.share * BAR)
@@ -183,15 +198,17 @@ class Display:
                 else "",
                 f"{row.epoch:.2f}" if row.steps else "",
                 f"{row.loss:.3f}" if row.loss is not None else "",
-                f"{row.best[1]:.3f}" if row.best else "",
+                f"{max(row.curve):.3f}" if row.curve else "",
                 sparkline(row.curve),
                 row.left(now),
+                *[row.about] * (len(table.columns) > len(COLUMNS)),
             )
         done = Text(self._count.text(now, rows), style="dim", no_wrap=True, overflow="ellipsis")
         parts: list[RenderableType] = [table] if self._rows else []
         if len(rows) > len(shown):
             parts.append(Text(f"  and {len(rows) - len(shown)} more", style="dim"))
-        return Group(*parts, Spinner("dots", Text(self._note)) if self._note else done)
+        noted = Text(f"{self._note} {_clock(now - self._noted)}", no_wrap=True, overflow="ellipsis")
+        return Group(*parts, Spinner("dots", noted) if self._note else done)
 
 
 def sparkline(values: Sequence[float]) -> str:

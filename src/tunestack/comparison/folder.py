@@ -173,9 +173,9 @@ def _check_same(path: Path, theirs: dict[str, Any], ours: dict[str, Any], free: 
     raise UserError(
         Problem(
             str(path),
-            "a new folder, or that of the same comparison",
+            "a new folder, or that of the very same run",
             found if differing else f"a run on other files: the {' and '.join(changed)} changed since",
-            "Choose another --output, or delete the folder.",
+            "Choose another --output. Only where nothing in it is of use any more, delete the folder.",
         )
     )
 

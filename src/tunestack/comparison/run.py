@@ -55,13 +55,18 @@ def run_plan(plan: Plan, notify: Notify = lambda event: None, free: Collection[s
     config, folder = plan.config, RunFolder.open(plan, free)
     with folder.alone(), track(plan, notify) as tracking:
         folder.keep_settings(config)
+        seeds = {"method": len(config.seeds), "baseline": 1}
+        tracking.notify(Event("counted", "", steps=sum(seeds[each.kind] for each in plan.candidates)))
         for candidate in plan.candidates:
             if isinstance(candidate, BaselineCandidate):
                 _run_baseline(candidate, plan, folder, tracking)
         for base in plan.bases:
             _run_stack(base, plan, folder, tracking)
-        for candidate in plan.candidates if config.measure_costs else []:
-            _measure(candidate, plan, folder, notify)
+        unmeasured = _unmeasured(plan, folder) if config.measure_costs else []
+        for place, candidate in enumerate(unmeasured, 1):
+            about = f"({place} of {len(unmeasured)}; --no-costs leaves this out)"
+            _measure(candidate, plan, folder, about, notify)
+        notify(Event("measuring", "", message="Writing the results and the report"))
         results = collect(plan, folder)
         results.save(folder.path / "results.json")
         write_leaderboard(results, folder.path / "leaderboard.md")
@@ -144,20 +149,32 @@ def save_outcome(outcome: Outcome, candidate: MethodCandidate, seed: int, folder
     return folder.finish(candidate.name, result, dict(outcome.answers), outcome.trial.key)
 
 
+def _unmeasured(plan: Plan, folder: RunFolder) -> list[MethodCandidate | BaselineCandidate]:
+    """The candidates that trained, and whose costs are not known yet."""
+    return [
+        candidate
+        for candidate in plan.candidates
+        if folder.costs(candidate.name) is None and _trained(candidate, plan, folder)
+    ]
+
+
+def _trained(
+    candidate: MethodCandidate | BaselineCandidate, plan: Plan, folder: RunFolder
+) -> list[SeedResult]:
+    return [result for _, result in _seeds(candidate, plan, folder) if result.adapter_path is not None]
+
+
 def _measure(
-    candidate: MethodCandidate | BaselineCandidate, plan: Plan, folder: RunFolder, notify: Notify
+    candidate: MethodCandidate | BaselineCandidate, plan: Plan, folder: RunFolder, about: str, notify: Notify
 ) -> None:
     """Costs of a candidate that trained, measured in a process of its own."""
-    done = [result for _, result in _seeds(candidate, plan, folder) if result.adapter_path is not None]
-    if folder.costs(candidate.name) is not None or not done:
-        return
-    key = slug(candidate.name)
-    notify(Event("measuring", key, message=f"Measuring what {key} costs alone"))
+    key, done = slug(candidate.name), _trained(candidate, plan, folder)
+    notify(Event("measuring", key, message=f"Measuring what {key} costs alone {about}"))
     release_memory()
     try:
         costs = measure_alone(folder.path, candidate.name)
     except RuntimeError as error:  # tried again when the command is
-        notify(Event("failed", slug(candidate.name), message=str(error)))
+        notify(Event("failed", key, message=str(error)))
         return
     stored = folder.path / str(done[0].adapter_path)
     size = sum(file.stat().st_size for file in stored.iterdir() if not file.name.startswith("tokenizer"))

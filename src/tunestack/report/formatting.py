@@ -164,6 +164,8 @@ def parameter(value: Any) -> str:
 
     >>> parameter(0.00029889), parameter(0.05), parameter(8), parameter(True), parameter(["query", "value"])
     ('2.99e-4', '0.05', '8', 'true', 'query, value')
+    >>> parameter(None), parameter([])
+    ('none', '[]')
     """
     if value is None or isinstance(value, bool):
         return str(value).lower()
@@ -172,6 +174,8 @@ def parameter(value: Any) -> str:
             digits, _, power = f"{value:.2e}".partition("e")
             return f"{digits.rstrip('0').removesuffix('.')}e{int(power)}" if power else digits
         return f"{value:.3g}"
+    if value in ([], (), {}):
+        return "{}" if isinstance(value, dict) else "[]"
     if isinstance(value, list | tuple):
         return ", ".join(map(parameter, value))
     if isinstance(value, dict):

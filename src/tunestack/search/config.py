@@ -84,7 +84,7 @@ class Dimension(Settings):
         elif self.step is not None and self.step <= 0:
             raise ValueError("step above 0")
         elif self.min > self.max:
-            raise ValueError("min below max")
+            raise ValueError(f"min below max, as in {{min: {self.max}, max: {self.min}}}")
         elif self.log and self.min <= 0:
             raise ValueError("min above 0, for a logarithmic range")
         elif self.log and self.step is not None and Decimal(repr(self.min)) % Decimal(repr(self.step)):

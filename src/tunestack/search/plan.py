@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from tunestack.entries import BaseCheck, entry_training, method_config, own_fiel
 from tunestack.errors import Problems, UserError, did_you_mean
 from tunestack.methods.registry import METHODS
 from tunestack.search.config import SweepConfig, SweepMethod
-from tunestack.search.names import nearest_name
+from tunestack.search.names import nearest_name, usual_name
 from tunestack.search.space import Branch, Space, Suggestion
 from tunestack.search.strategies import LEARNING, WAITING
 from tunestack.settings import validated
@@ -158,7 +158,7 @@ def check_space(config: SweepConfig, problems: Problems) -> list[int]:
             "methods",
             expected="methods that can be told apart",
             found=f"{title!r} {titles.count(title)} times",
-            fix="Give each its own `name`.",
+            fix="Give each its own `name`, in a file: methods: [{method: lora, name: one}, ...].",
         )
     if len(config.methods) == 1 and not config.search and not config.methods[0].search:
         problems.add(
@@ -237,10 +237,23 @@ def _check_shared(config: SweepConfig, problems: Problems) -> None:
                 f"search.{field}",
                 expected=f"a field of training, or of {', '.join(dict.fromkeys(known))}",
                 found=repr(field),
-                fix=nearest_name(field, [common], TrainingConfig.model_fields.keys()),
+                fix=_of_some(field, known)
+                or nearest_name(field, [common], TrainingConfig.model_fields.keys()),
             )
     for field in config.always_searched & config.training.model_fields_set:
         _contradiction(f"search.{field}", "training", problems)
+
+
+def _of_some(field: str, methods: Sequence[str]) -> str:
+    """How to mend a field that only some of the methods have, perhaps by another name; else empty."""
+    own = {name: own_fields(METHODS[name]) for name in methods}
+    names = {name: usual for name in own if (usual := usual_name(field, [own[name]])) in own[name]}
+    if len(names) == len(own):
+        return ""
+    return " ".join(
+        f"Of {name} it is `{usual}`: write that under `search` of {name} alone, in a file."
+        for name, usual in names.items()
+    )
 
 
 def _contradiction(where: str, fixed: str, problems: Problems) -> None:

@@ -19,6 +19,7 @@ from tunestack.comparison.track import conclusion, run_name
 from tunestack.config import CompareConfig
 from tunestack.errors import UserError
 from tunestack.files import write_text
+from tunestack.report import formatting
 from tunestack.report.html import write_report
 from tunestack.report.leaderboard import write_leaderboard
 from tunestack.results import CurvePoint, Results, SearchSummary, SearchTrial, SeedResult, Verdict
@@ -83,7 +84,6 @@ def _conclude(sweep: _Sweep, notify: Notify) -> Results:
         again = f"training the best {len(chosen)} again"
         each = f"with {len(plan.config.seeds)} seeds each"
         notify(Event("note", "", message=f"The search is over: {again}, {each}."))
-        notify(Event("counted", "", steps=len(chosen) * len(plan.config.seeds), message=again))
         # Trials keep their numbers and settings: what is there of others, or of fewer seeds, stays of use.
         confirmed = run_comparison(_confirmation(plan, chosen), notify, (*FREE, "methods", "seeds"))
         notify(writing)
@@ -118,7 +118,8 @@ def _write(
 ) -> Results:
     """Write the sweep's results, its best trial and its report."""
     results = _results(plan, folder, study, records, confirmed)
-    if results.verdict is not None:
+    is_decided = confirmed is not None or not plan.config.confirm
+    if results.verdict is not None and is_decided:
         number = int(results.verdict.ship.removeprefix(NAME))
         winner = comparison_of(plan, [study.suggestion(number)], f"{plan.config.output}-best")
         write_text(folder.path / "best.yaml", to_yaml(winner))
@@ -187,15 +188,22 @@ def _results(
         confirmed=CONFIRMED if confirmed is not None and confirmed.verdict is not None else None,
     )
     results = collect(replace(folder.plan, candidates=list(candidates)), folder)
+    notes = [
+        *results.data.warnings,
+        *(confirmed.data.warnings if confirmed else []),
+    ]  # on costs, for instance
     update = {
         "search": search,
-        "verdict": _verdict(records, plan.config.metric, confirmed),
+        "data": results.data.model_copy(update={"warnings": list(dict.fromkeys(notes))}),
+        "verdict": _verdict(records, plan.config, confirmed),
         "config": plan.config.model_dump(mode="json"),
     }
     return results.model_copy(update=update)
 
 
-def _verdict(records: Sequence[SearchTrial], metric: str, confirmed: Results | None) -> Verdict | None:
+def _verdict(
+    records: Sequence[SearchTrial], config: SweepConfig, confirmed: Results | None
+) -> Verdict | None:
     """The best trial; of those trained again with several seeds, what their comparison says."""
     best = ranked(records)
     if not best:
@@ -203,14 +211,17 @@ def _verdict(records: Sequence[SearchTrial], metric: str, confirmed: Results | N
     if confirmed is not None and confirmed.verdict is not None:
         return confirmed.verdict
     first = best[0]
-    again = (
-        "--confirm 3 trains the best three again with several seeds."
-        if confirmed is None
-        else f"none of those trained again with several seeds finished ({CONFIRMED}/report.html says why)."
-    )
+    if confirmed is not None:
+        again = f"none of those trained again with several seeds finished ({CONFIRMED}/report.html says why)."
+    elif config.confirm:
+        again = (
+            f"the best {config.confirm} are trained again with several seeds, and their comparison decides."
+        )
+    else:
+        again = "--confirm 3 trains the best three again with several seeds."
     sentence = (
-        f"{first.name} has the highest {metric} on validation, {first.value:.3f}, of {len(best)} complete "
-        f"trials of {len(records)}. The best of many with one seed may be a lucky draw: {again}"
+        f"{first.name} has the highest {config.metric} on validation, {first.value:.3f}, of {len(best)} "
+        f"complete trials of {len(records)}. The best of many with one seed may be a lucky draw: {again}"
     )
     return Verdict(sentence=sentence, best=first.name, ship=first.name, clear=False)
 
@@ -316,6 +327,7 @@ class _Sweep:
         """Keep account of who trains when, and pass the event on."""
         if event.kind == "started":
             suggestion, _ = self.running[event.key]
+            event = replace(event, message=formatting.parameters(suggestion.parameters))
             self.timeline.begin(event.key, self._folder(suggestion.number))
         elif event.kind == "waits":
             self.timeline.lose(event.key)

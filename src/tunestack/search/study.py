@@ -32,7 +32,7 @@ State = Literal["running", "complete", "pruned", "failed"]
 
 FREE = ("output", "slots", "trials", "confirm", "seeds", "measure_costs", "track")
 """Settings that may differ when a sweep is resumed: they change no suggestion and no result."""
-FEWEST_FOR_IMPORTANCES = 4
+FEWEST_FOR_IMPORTANCES = 10
 """Complete trials; with fewer, what a parameter explains is chance."""
 NAME = "sweep"
 """Of the study, always the same: Hyperband spreads trials by it."""
@@ -119,7 +119,7 @@ class Study:
         if not same(theirs, ours):
             found = f"one of another sweep ({differences(theirs, ours)})"
             expected = "a new folder, or the study of the same sweep"
-            fix = "Choose another --output, or delete the folder."
+            fix = "Choose another --output. Only where nothing in it is of use any more, delete the folder."
             raise UserError(Problem(str(self.folder), expected, found, fix))
 
     def close(self) -> None:

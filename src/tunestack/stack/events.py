@@ -17,7 +17,8 @@ class Event:
     """Something that happened to a trial, for whoever shows progress.
 
     kind: "waits" is of one that has lost its slot and will be started again. steps: of how many. point: the
-    evaluation, with kind "evaluated". message: with kinds "failed", "narrowed", "measuring" and "note"; with
+    evaluation, with kind "evaluated". curve: the earlier evaluations of one that has "started". message: with
+    kinds "failed", "narrowed", "measuring" and "note"; with "started", what sets the trial apart; with
     "counted", which is about all trials, what is known of them beyond that `step` of `steps` are done.
     """
 
@@ -25,6 +26,7 @@ class Event:
         "started",
         "waits",
         "step",
+        "evaluating",
         "evaluated",
         "finished",
         "failed",
@@ -41,13 +43,14 @@ class Event:
     loss: float | None = None
     point: CurvePoint | None = None
     message: str = ""
+    curve: tuple[CurvePoint, ...] = ()
 
 
 Notify = Callable[[Event], None]
 
 
 def event_of(
-    kind: Literal["started", "step", "evaluated", "finished", "failed", "pruned", "measuring"],
+    kind: Literal["started", "step", "evaluating", "evaluated", "finished", "failed", "pruned", "measuring"],
     slot: Slot,
     point: CurvePoint | None = None,
     message: str = "",

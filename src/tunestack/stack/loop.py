@@ -7,6 +7,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -236,7 +237,7 @@ def _start(stack: Stack, trial: Trial, notify: Notify, checkpoints: Path | None,
     try:
         if checkpoints is not None and (path := _checkpoint(checkpoints, slot)).exists():
             slot.load(path)
-        notify(event_of("started", slot))
+        notify(replace(event_of("started", slot), curve=tuple(slot.progress.curve)))
         if slot.evaluation_due:  # interrupted between its last step and the evaluation
             stack.evaluate([slot], notify)
             _judge([slot], prune)

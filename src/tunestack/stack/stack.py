@@ -350,6 +350,7 @@ class Stack:
         """Validate the slots given, in shared forwards, and record what they reached."""
         by_length: dict[int, list[Slot]] = {}
         for slot in slots:
+            notify(event_of("evaluating", slot))
             by_length.setdefault(slot.max_length, []).append(slot)
         for max_length, group in by_length.items():
             encoded = self.work.encoded("validation", max_length)
