@@ -12,7 +12,7 @@ from collections.abc import Callable
 from importlib import metadata
 from io import StringIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import pytest
@@ -431,6 +431,7 @@ def test_stopped_in_training_the_same_command_goes_on(
             first.setdefault(event.key, event.step)
 
     resumed = runs.compare(values, note)
+    assert first
     assert all(step > 0 for step in first.values())
     assert runs.scores(resumed) == runs.scores(uninterrupted)
     np.testing.assert_allclose(runs.losses(resumed), runs.losses(uninterrupted), rtol=1e-4, atol=1e-5)
@@ -517,13 +518,15 @@ def test_the_display_says_what_a_trial_is_and_how_far_it_had_come(monkeypatch: p
 
     def shown(width: int, *events: Event) -> str:
         out = StringIO()
-        display.console = Console(file=out, width=width)
         for event in events:
             display.notify(event)
+        display.console = Console(file=out, width=width)
         display.console.print(display._render())
+        display.console = first
         return out.getvalue()
 
-    display = Display(Console(file=StringIO()))
+    first = Console(file=StringIO(), width=300)
+    display = Display(first)
     curve = (_point(1, 0.5), _point(2, 0.25))
     started = Event("started", "trial-0.seed-0", 20, 40, 2.0, message="r=8, learning_rate=3e-4", curve=curve)
     wide = shown(120, started, Event("step", "trial-0.seed-0", 21, 40, 2.1))
@@ -532,6 +535,10 @@ def test_the_display_says_what_a_trial_is_and_how_far_it_had_come(monkeypatch: p
     assert "0.500" in wide  # the best so far, and 0.250 the loss
     assert "0.250" in wide
     assert "learning_rate" not in shown(80)
+    pattern = Event("started", "b.seed-0", steps=40, message="target_modules=.*[/qv]_proj")
+    assert "target_modules=.*[/qv]_proj" in shown(120, pattern)
+    assert "target_modules=.*[/qv]_proj" in cast(StringIO, first.file).getvalue()
+    display.notify(Event("finished", "b.seed-0"))
     assert max(map(len, shown(90).splitlines())) <= 90
     assert "eval" not in shown(120)
     assert "eval" in shown(120, Event("evaluating", "trial-0.seed-0", 30, 40))

@@ -14,7 +14,7 @@ import pytest
 from datasets import Dataset
 
 from tunestack.comparison import costs
-from tunestack.comparison.run import MOST_OTHERS, _disturbed
+from tunestack.comparison.run import MOST_OTHERS, disturbed
 from tunestack.results import Costs
 from tunestack.tasks.base import Split
 from tunestack.tasks.classification import SequenceClassification
@@ -89,8 +89,8 @@ def test_a_reader_is_told_of_disturbed_costs_and_how_to_measure_again() -> None:
     def candidate(name: str, share: float | None) -> Any:
         return SimpleNamespace(name=name, costs=Costs(others_share=share))
 
-    folder: Any = SimpleNamespace(path=Path("runs/one"))
-    assert _disturbed([candidate("a", None), candidate("b", MOST_OTHERS)], folder) == []
-    (told,) = _disturbed([candidate("a", 0.02), candidate("b", 0.4), candidate("c", 0.31)], folder)
+    folder = Path("runs/one")
+    assert disturbed([candidate("a", None), candidate("b", MOST_OTHERS)], folder) == []
+    (told,) = disturbed([candidate("a", 0.02), candidate("b", 0.4), candidate("c", 0.31)], folder)
     for part in ("(b, c)", "40%", "runs/one/candidates/*/costs.json"):
         assert part in told

@@ -53,6 +53,8 @@ def test_settings_of_a_sweep_are_told_from_those_of_a_comparison(tiny_data: Path
     (problem,) = refused(values)
     assert problem.found == "a sweep's: base, trials"
     assert "tunestack sweep" in problem.fix
+    slip = {"data": values["data"], "methods": ["lora"], "base": "packaged:minilm-l6", "seed": 1}
+    assert {problem.where for problem in refused(slip)} >= {"base", "seed"}
 
 
 def test_everything_that_is_wrong_is_told_at_once_and_nothing_is_written(

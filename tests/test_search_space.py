@@ -370,6 +370,10 @@ def test_what_only_some_methods_have_is_told_where_it_belongs(values: dict[str, 
     problems = problems_of(caught)
     assert problems["search.r"].fix.startswith("Of lora it is `r`: write that under `search` of lora alone")
     assert problems["search.dropout"].fix.startswith("Of lora it is `lora_dropout`")
+    values |= {"methods": ["lora", "vera"], "search": {"dropout": [0.0, 0.1]}}
+    with pytest.raises(UserError) as caught:
+        planned(values)
+    assert "Of vera it is `vera_dropout`" in problems_of(caught)["search.dropout"].fix
 
 
 @pytest.mark.parametrize(

@@ -240,6 +240,8 @@ def test_without_what_is_needed_nothing_more_can_be_checked(change: dict[str, An
         ({"training": {"class_weights": "balnced"}}, "training.epochs", True),
         ({"bases": [{"model": "x", "dtype": "half"}]}, "methods.0", True),
         ({"training": {"epochs": 0}}, "training.epochs.more", False),
+        ({"data": {"train": "x", "header": "a,b"}}, "data.csv", False),
+        ({"task": {"name": 5}}, "data.label", False),
         ({"bases": [{"model": "x", "dtype": "half"}]}, "bases.0.dtype.more", False),
     ],
 )

@@ -368,7 +368,9 @@ def test_the_last_process_confirms(tiny_data: Path, tmp_path: Path) -> None:
     assert results.search.confirmed is None
     assert [trial.state for trial in results.search.trials] == ["running", "complete", "complete"]
     assert any("others still train 1 of the trials" in event.message for event in events)
+    assert not (tmp_path / "run/best.yaml").exists()
     results = sweep(values)
+    assert (tmp_path / "run/best.yaml").exists()
     assert results.search is not None
     assert results.search.confirmed == "confirmed"
 

@@ -163,7 +163,8 @@ def _refuse_sweep(values: Mapping[str, Any]) -> None:
     from tunestack.search.config import SweepConfig
 
     own = SweepConfig.model_fields.keys() - CompareConfig.model_fields.keys()
-    if len(found := sorted(own & values.keys())) > 1:  # a single one is a slip
+    found = sorted(own & values.keys())
+    if set(found) - {"base", "seed"}:  # which are slips, for bases and seeds
         fix = "Run `tunestack sweep` with them; in Python, `tunestack.sweep`."
         raise UserError(Problem("compare", "a comparison's settings", f"a sweep's: {', '.join(found)}", fix))
 

@@ -176,7 +176,7 @@ class Display:
 
     def _line(self, text: str) -> None:
         if not self.console.is_terminal:
-            self.console.print(text, highlight=False, soft_wrap=True)
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _render(self) -> RenderableType:
         now = time.monotonic()
@@ -201,7 +201,7 @@ class Display:
                 f"{max(row.curve):.3f}" if row.curve else "",
                 sparkline(row.curve),
                 row.left(now),
-                *[row.about] * (len(table.columns) > len(COLUMNS)),
+                *[Text(row.about)] * (len(table.columns) > len(COLUMNS)),
             )
         done = Text(self._count.text(now, rows), style="dim", no_wrap=True, overflow="ellipsis")
         parts: list[RenderableType] = [table] if self._rows else []

@@ -20,6 +20,9 @@ S = TypeVar("S", bound=BaseModel)
 Place = tuple[int | str, ...]
 """Where a setting stands: ("methods", 0, "search", "r")."""
 
+DECISIVE: tuple[Place, ...] = (("task",), ("data", "header"), ("data", "subset"), ("data", "columns"))
+"""What data are read by: of a file that is read otherwise nothing true can be said."""
+
 _PLAIN_VALUES = (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -230,8 +233,8 @@ def _further(
     left_out: set[Place] = set()
     while True:
         wrong = {path for detail in error.errors() if (path := _known_part(values, detail["loc"]))}
-        if not wrong:
-            return []  # what is missing is needed
+        if not wrong or any(path[: len(other)] == other for path in wrong for other in DECISIVE):
+            return []  # what is missing, or wrong, is needed
         values = _without(values, wrong)
         left_out |= wrong
         try:

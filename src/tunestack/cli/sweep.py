@@ -202,7 +202,8 @@ def sweep(
             say(console, f"Of the best, with several seeds: {again / 'report.html'}")
         if results.verdict is None:  # every trial failed
             raise typer.Exit(1)
-        say(console, f"The best, for tunestack compare: {folder / 'best.yaml'}")
+        if (best := folder / "best.yaml").exists():  # or others train on, and the last of them confirms
+            say(console, f"The best, for tunestack compare: {best}")
 
 
 def searched(given: Sequence[str]) -> dict[str, Any]:

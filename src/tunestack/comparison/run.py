@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import shutil
 from collections.abc import Collection, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -225,7 +226,7 @@ def collect(plan: Plan, folder: RunFolder) -> Results:
         metric=plan.config.metric,
         task=plan.task.name,
         data=_data_summary(
-            plan, [*_cut_texts(plan), *_remarks(plan, candidates), *_disturbed(candidates, folder)]
+            plan, [*_cut_texts(plan), *_remarks(plan, candidates), *disturbed(candidates, folder.path)]
         ),
         candidates=candidates,
         verdict=decide(candidates, plan.task.metrics[plan.config.metric], plan.task.constant),
@@ -265,13 +266,16 @@ def _remarks(plan: Plan, candidates: Sequence[Candidate]) -> list[str]:
     return sentences
 
 
-def _disturbed(candidates: Sequence[Candidate], folder: RunFolder) -> list[str]:
-    """A sentence on costs that were measured while other programs had the processors."""
+def disturbed(candidates: Sequence[Candidate], folder: Path) -> list[str]:
+    """A sentence on costs that were measured while other programs had the processors; none if they were not.
+
+    folder: the comparison's.
+    """
     shares = {c.name: c.costs.others_share or 0.0 for c in candidates}
     names = [name for name, share in shares.items() if share > MOST_OTHERS]
     if not names:
         return []
-    files = folder.path / "candidates" / "*" / "costs.json"
+    files = folder / "candidates" / "*" / "costs.json"
     return [
         f"While costs were measured ({', '.join(names)}), other programs took up to "
         f"{max(shares.values()):.0%} of the processors: seconds are too many, throughput is too low. To "

@@ -245,10 +245,10 @@ def _check_shared(config: SweepConfig, problems: Problems) -> None:
 
 
 def _of_some(field: str, methods: Sequence[str]) -> str:
-    """How to mend a field that only some of the methods have, perhaps by another name; else empty."""
+    """How to mend a field that only some methods have, or each by another name; empty for any other."""
     own = {name: own_fields(METHODS[name]) for name in methods}
     names = {name: usual for name in own if (usual := usual_name(field, [own[name]])) in own[name]}
-    if len(names) == len(own):
+    if len(names) == len(own) and len(set(names.values())) == 1:
         return ""
     return " ".join(
         f"Of {name} it is `{usual}`: write that under `search` of {name} alone, in a file."

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from tunestack.comparison.folder import FREE, RunFolder
 from tunestack.comparison.plan import MethodCandidate, Plan, base_name
-from tunestack.comparison.run import collect, run_comparison, save_outcome
+from tunestack.comparison.run import collect, disturbed, run_comparison, save_outcome
 from tunestack.comparison.track import conclusion, run_name
 from tunestack.config import CompareConfig
 from tunestack.errors import UserError
@@ -84,6 +84,7 @@ def _conclude(sweep: _Sweep, notify: Notify) -> Results:
         again = f"training the best {len(chosen)} again"
         each = f"with {len(plan.config.seeds)} seeds each"
         notify(Event("note", "", message=f"The search is over: {again}, {each}."))
+        notify(Event("measuring", "", message="Reading data and base again"))
         # Trials keep their numbers and settings: what is there of others, or of fewer seeds, stays of use.
         confirmed = run_comparison(_confirmation(plan, chosen), notify, (*FREE, "methods", "seeds"))
         notify(writing)
@@ -119,7 +120,9 @@ def _write(
     """Write the sweep's results, its best trial and its report."""
     results = _results(plan, folder, study, records, confirmed)
     is_decided = confirmed is not None or not plan.config.confirm
-    if results.verdict is not None and is_decided:
+    if not is_decided:
+        (folder.path / "best.yaml").unlink(missing_ok=True)  # of an earlier call with fewer trials
+    elif results.verdict is not None:
         number = int(results.verdict.ship.removeprefix(NAME))
         winner = comparison_of(plan, [study.suggestion(number)], f"{plan.config.output}-best")
         write_text(folder.path / "best.yaml", to_yaml(winner))
@@ -188,13 +191,10 @@ def _results(
         confirmed=CONFIRMED if confirmed is not None and confirmed.verdict is not None else None,
     )
     results = collect(replace(folder.plan, candidates=list(candidates)), folder)
-    notes = [
-        *results.data.warnings,
-        *(confirmed.data.warnings if confirmed else []),
-    ]  # on costs, for instance
+    on_costs = disturbed(confirmed.candidates, folder.path / CONFIRMED) if confirmed else []
     update = {
         "search": search,
-        "data": results.data.model_copy(update={"warnings": list(dict.fromkeys(notes))}),
+        "data": results.data.model_copy(update={"warnings": [*results.data.warnings, *on_costs]}),
         "verdict": _verdict(records, plan.config, confirmed),
         "config": plan.config.model_dump(mode="json"),
     }
@@ -214,9 +214,8 @@ def _verdict(
     if confirmed is not None:
         again = f"none of those trained again with several seeds finished ({CONFIRMED}/report.html says why)."
     elif config.confirm:
-        again = (
-            f"the best {config.confirm} are trained again with several seeds, and their comparison decides."
-        )
+        count = min(config.confirm, len(best))
+        again = f"the best {count} are trained again with several seeds, and their comparison decides."
     else:
         again = "--confirm 3 trains the best three again with several seeds."
     sentence = (
