@@ -80,7 +80,7 @@ $(BIN)/python:
 # torch comes first and on its own: whatever else is installed then has to live with this build of it.
 $(TORCH_STAMP): | $(BIN)/python
 	@echo "Installing torch $(TORCH). This is the large one; with its accelerator libraries it can take minutes."
-	@$(PIP) install --quiet torch==$(TORCH)
+	@$(PIP) install torch==$(TORCH)
 	@touch $@
 
 $(LOCK_STAMP): requirements.lock $(TORCH_STAMP)
